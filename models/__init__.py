@@ -1,0 +1,39 @@
+"""The networks of the paper, as Flax linen modules."""
+
+from flax import linen as nn
+
+from models.lenet import LeNet5
+
+_MODELS = {'lenet5': LeNet5}
+NAMES = tuple(_MODELS)
+
+
+def create(name: str, num_classes: int = 10) -> nn.Module:
+  """Makes a model by name.
+
+  Args:
+    name: one of `models.NAMES`.
+    num_classes: size of the output, >= 2.
+
+  Returns:
+    A module: `module.init(key, images)` gives variables, and
+    `module.apply(variables, images)` logits `[batch, num_classes]`.
+
+  Raises:
+    ValueError: for an unknown name, or fewer than two classes.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import models
+    >>> model = models.create('lenet5')
+    >>> images = jnp.zeros((2, 28, 28, 1))
+    >>> variables = model.init(jax.random.key(0), images)
+    >>> model.apply(variables, images).shape
+    (2, 10)
+  """
+  if name not in _MODELS:
+    raise ValueError(f'model must be one of {", ".join(NAMES)}, got {name!r}.')
+  if num_classes < 2:
+    raise ValueError(f'num_classes must be >= 2, got {num_classes}.')
+  return _MODELS[name](num_classes=num_classes)

@@ -1,0 +1,176 @@
+"""Any Optax optimizer, made multiobjective."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mopt.masks import Mask
+from mopt.masks import path_name
+from mopt.min_norm import gramian
+from mopt.weightings import Weighting
+
+
+class AggregateState(NamedTuple):
+  """State of `aggregate`."""
+
+  weights: jax.Array  # shape=(m,), dtype=jnp.float32: of the last update.
+  inner_state: optax.OptState  # The leaves have a leading axis of size m.
+
+
+def aggregate(
+  weighting: Weighting,
+  inner: optax.GradientTransformation | None = None,
+  *,
+  num_objectives: int = 2,
+  mask: Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Turns the stacked gradients of m objectives into one update.
+
+  The weights are found from the raw gradients. Each objective passes through
+  `inner` by itself, with a state of its own, and the results are summed:
+
+  .. math::
+
+    \lambda = \mathrm{weighting}(G), \quad G_{ij} = \langle g_i, g_j \rangle,
+    \qquad u = \sum_j \lambda_j \, \mathrm{inner}(g_j)
+
+  Updates enter with leaves `[m, *param.shape]` (see `mopt.stack` and
+  `mopt.value_and_stacked_grad`) and leave with the shape of the parameters, so
+  this stands first in a chain, and everything Optax has may follow. What
+  happens around it:
+
+  * Learning rates, weight decay (decoupled), momentum, masks, pruning: after
+    it, as with any optimizer.
+  * Clipping before it sees the m gradients as one long vector and scales all
+    by one factor, which leaves min-norm weights alone. To clip each objective
+    by itself put it into `inner`: the weights still come from raw gradients.
+  * Weight decay before it is added to the gradient of every objective, and
+    changes the weights. Add it to one objective instead, or decouple it.
+  * `optax.masked` around it passes leaves outside of the mask on as they came,
+    with their leading axis. Mask inside (`inner=optax.masked(...)`), or after.
+  * `optax.MultiSteps` around it fails, for it accumulates in the shape of the
+    parameters. Accumulate the stacked gradients instead: weights are not
+    linear in them, so the mean over micro-batches (and over devices) comes
+    first:
+
+    .. code-block:: python
+
+      def mean_grads(params, micro_batches):  # leaves [k, size, ...]
+        values, grads = jax.lax.map(
+            lambda batch: grad_fn(params, batch), micro_batches)
+        return jax.tree.map(lambda x: x.mean(axis=0), (values, grads))
+
+  A gradient that is not finite makes the min-norm weights, and so the whole
+  update, NaN; `optax.apply_if_finite` around the chain skips such a step.
+
+  Args:
+    weighting: function from the Gramian `[m, m]` to weights `[m]`, such as
+      `mopt.min_norm_weights` or `mopt.fixed_weights((1, 3e-4))`.
+    inner: what each objective's gradient passes through, any transformation
+      that `jax.vmap` maps; nothing by default.
+    num_objectives: m >= 2.
+    mask: which leaves the Gramian is taken of, see `mopt.mask_by_path`; `None`
+      for all. The update has all leaves whatever the mask.
+
+  Returns:
+    A `GradientTransformationExtraArgs` whose state is an `AggregateState`;
+    `optax.tree.get(state, 'weights')` reads the last weights from any chain.
+
+  Raises:
+    ValueError: for `num_objectives` < 2 or what is not a weighting or a
+      transformation; from `update` without `params`, or for a leaf whose shape
+      is not `(m, *param.shape)`, which is named.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import mopt
+    >>> import optax
+    >>> tx = optax.chain(
+    ...     mopt.aggregate(mopt.min_norm_weights, optax.scale_by_lion()),
+    ...     optax.scale_by_learning_rate(0.1),
+    ... )
+    >>> params = {'w': jnp.zeros(2)}
+    >>> grads = {'w': jnp.array([[3., 0.], [0., 1.]])}  # stacked: [m, 2]
+    >>> updates, state = tx.update(grads, tx.init(params), params)
+    >>> print(updates['w'], optax.tree.get(state, 'weights'))
+    [-0.01 -0.09] [0.1 0.9]
+
+  References:
+    Reiners et al., 2020, Algorithm 2 and section 3.2.
+  """
+  m = num_objectives
+  if not isinstance(m, int) or m < 2:
+    raise ValueError(f'num_objectives must be an integer >= 2, got {m!r}.')
+  if not callable(weighting):
+    raise ValueError(
+      'weighting must be a function from the Gramian to weights, such as '
+      f'mopt.fixed_weights((1, 3e-4)), got {weighting!r}.'
+    )
+  inner = optax.identity() if inner is None else inner
+  if not isinstance(inner, optax.GradientTransformation):
+    raise ValueError(
+      f'inner must be an optax.GradientTransformation, got {inner!r}.'
+    )
+  inner = optax.with_extra_args_support(inner)
+
+  def init_fn(params):
+    return AggregateState(
+      weights=jnp.zeros(m, jnp.float32),
+      inner_state=jax.vmap(inner.init, in_axes=None, axis_size=m)(params),
+    )
+
+  def update_fn(updates, state, params=None, **extra_args):
+    if params is None:
+      raise ValueError(
+        'aggregate needs the parameters: call update(updates, state, params).'
+      )
+    check_stacked(updates, params, m)
+    weights = weighting(gramian(updates, mask))
+    if weights.shape != (m,):
+      raise ValueError(
+        f'weighting must return [{m}] weights, got shape {weights.shape}.'
+      )
+    directions, inner_state = jax.vmap(
+      lambda u, s: inner.update(u, s, params, **extra_args)
+    )(updates, state.inner_state)
+    return weighted_sum(weights, directions), AggregateState(
+      weights, inner_state
+    )
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def weighted_sum(weights: jax.Array, stacked: Any) -> Any:
+  """Sums leaves `[m, ...]` over m with weights `[m]`, keeping their dtype."""
+
+  def combine(leaf):
+    # Products and sums of elements, for a matrix product would round them to
+    # TF32 or bfloat16 where the platform does so by default.
+    terms = (w * x.astype(jnp.float32) for w, x in zip(weights, leaf))
+    return sum(terms).astype(leaf.dtype)
+
+  return jax.tree.map(combine, stacked)
+
+
+def check_stacked(updates: Any, params: Any, m: int) -> None:
+  """Raises unless every leaf of updates is `(m, *param.shape)`."""
+  found = jax.tree.structure(updates)
+  expected = jax.tree.structure(params)
+  if found != expected:
+    raise ValueError(
+      'stacked updates must have the structure of the parameters: expected '
+      f'{expected}, got {found}.'
+    )
+
+  def check(path, update, param):
+    shape = (m, *jnp.shape(param))
+    if jnp.shape(update) != shape:
+      raise ValueError(
+        f'updates must be stacked over {m} objectives: expected shape '
+        f'{shape} at {path_name(path)!r}, got {jnp.shape(update)}. See '
+        'mopt.stack and mopt.value_and_stacked_grad.'
+      )
+
+  jax.tree_util.tree_map_with_path(check, updates, params)

@@ -1,0 +1,378 @@
+"""The Gramian of stacked gradients, and the weights of the min-norm element.
+
+Problem (15) of Reiners et al., 2020: the shortest vector in the convex hull of
+m gradients is a common descent direction. It depends on the gradients through
+their inner products alone, so an `[m, m]` matrix is all that is solved for.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mopt.masks import Mask
+from mopt.masks import masked_leaves
+
+PyTree = Any
+# A float32 pair (high, low) whose sum carries about 48 bits.
+_Double = tuple[jax.Array, jax.Array]
+
+
+def gramian(stacked: PyTree, mask: Mask = None) -> jax.Array:
+  """Inner products of m stacked gradients, leaf by leaf, in float32.
+
+  Each leaf is cast to float32 before it is multiplied (a bfloat16 product
+  would lose the sum), and multiplied at the highest precision, since plain
+  float32 products run in TF32 on GPUs and in bfloat16 on TPUs. Nothing is
+  flattened or copied together, so shards stay where they are.
+
+  Args:
+    stacked: pytree with leaves `[m, *shape]`, m >= 2.
+    mask: which leaves count, see `mopt.mask_by_path`; `None` for all. A
+      function is shown the leaves without their leading axis.
+
+  Returns:
+    `[m, m]` f32, symmetric. Norms between 1e-18 and 1e19 are supported:
+    beyond, squares underflow to 0 or overflow to infinity.
+
+  Raises:
+    ValueError: if there is no leaf, or the leaves disagree about m.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import mopt
+    >>> stacked = {'w': jnp.array([[3., 4.], [1., 0.]])}
+    >>> print(mopt.gramian(stacked))
+    [[25.  3.]
+     [ 3.  1.]]
+  """
+  sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(stacked)}
+  if len(sizes) != 1 or sizes == {()}:
+    raise ValueError(
+      'stacked gradients need leaves [m, ...] with one m, got leading axes '
+      f'{sorted(sizes)}.'
+    )
+  ((m,),) = sizes
+  if mask is not None and callable(mask):
+    mask = mask(
+      jax.eval_shape(lambda t: jax.tree.map(lambda x: x[0], t), stacked)
+    )
+  entries = {(i, j): jnp.float32(0) for i in range(m) for j in range(i, m)}
+  for _, leaf in masked_leaves(mask, stacked):
+    rows = [leaf[i].astype(jnp.float32).ravel() for i in range(m)]
+    for i, j in entries:
+      entries[i, j] += jnp.vdot(
+        rows[i], rows[j], precision=jax.lax.Precision.HIGHEST
+      )
+  return jnp.stack(
+    [
+      jnp.stack([entries[min(i, j), max(i, j)] for j in range(m)])
+      for i in range(m)
+    ]
+  )
+
+
+def min_norm_weights(gramian: jax.Array) -> jax.Array:
+  """Weights of the shortest convex combination of m gradients.
+
+  Solves problem (15): minimise `w' G w` over `w >= 0, sum(w) = 1`. Two
+  gradients have a closed form. More are solved by an active-set method that
+  ends when no objective can improve the point, carried out in pairs of
+  floats, so that it is exact in float32 even for gradients whose norms lie
+  many decades apart. The result does not change when all gradients are scaled
+  by one factor: there is no absolute tolerance. Weights are exactly 0 for
+  gradients that do not take part. `kkt_residual` tells how far from optimal
+  any weights are.
+
+  Degenerate cases: of equal gradients the first takes the weight; a zero
+  gradient takes all of it, since no direction descends for that objective;
+  opposite gradients cancel. A Gramian that is not finite gives weights that
+  are all NaN, so that a diverging objective shows instead of being ignored.
+
+  Args:
+    gramian: `[m, m]`, m >= 2, symmetric positive semidefinite: the inner
+      products of the gradients, see `gramian`.
+
+  Returns:
+    `[m]` f32, non-negative, sum 1 up to rounding.
+
+  Raises:
+    ValueError: if `gramian` is not square or m < 2.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import mopt
+    >>> print(mopt.min_norm_weights(jnp.array([[3., 0.], [0., 1.]])))
+    [0.25 0.75]
+    >>> print(mopt.min_norm_weights(jnp.array([[4., 2.], [2., 1.]])))
+    [0. 1.]
+
+  References:
+    Reiners et al., 2020, equation (15).
+    Désidéri, `Multiple-gradient descent algorithm (MGDA) for multiobjective
+    optimization <https://doi.org/10.1016/j.crma.2012.03.014>`_, 2012.
+    Lawson and Hanson, `Solving Least Squares Problems
+    <https://doi.org/10.1137/1.9781611971217>`_, 1974, chapter 23.
+  """
+  gramian = _check_gramian(gramian)
+  solve = _two_weights if gramian.shape[0] == 2 else _active_set_weights
+  finite = jnp.all(jnp.isfinite(gramian))
+  # The solver sees a harmless matrix instead of NaN, on which it might spin.
+  weights = solve(jnp.where(finite, gramian, jnp.eye(gramian.shape[0])))
+  return jnp.where(finite, weights, jnp.nan)
+
+
+def kkt_residual(gramian: jax.Array, weights: jax.Array) -> jax.Array:
+  """How far weights on the simplex are from solving problem (15).
+
+  At the solution every gradient g_j has an inner product with d = sum w_j g_j
+  of at least |d|^2. The residual is the largest shortfall,
+  `max_j (|d|^2 - <g_j, d>)`: zero at the solution, and `|d|^2` exceeds the
+  optimum by at most twice the residual.
+
+  Args:
+    gramian: `[m, m]`, the inner products of the gradients.
+    weights: `[m]`, non-negative with sum 1.
+
+  Returns:
+    A scalar f32, in the units of the Gramian, evaluated in pairs of floats.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import mopt
+    >>> gramian = jnp.array([[3., 0.], [0., 1.]])
+    >>> print(mopt.kkt_residual(gramian, jnp.array([0.25, 0.75])))
+    0.0
+    >>> print(mopt.kkt_residual(gramian, jnp.array([1., 0.])))
+    3.0
+  """
+  gramian = _check_gramian(gramian)
+  weights = jnp.asarray(weights, jnp.float32)
+  if weights.shape != gramian.shape[:1]:
+    raise ValueError(
+      f'weights must be [{gramian.shape[0]}], got shape {weights.shape}.'
+    )
+  zero = jnp.zeros_like(gramian)
+  products = _mul((gramian, zero), (weights[None, :], zero[:1]))
+  slopes = _sum(products, axis=1)  # <g_j, d>
+  squared = _sum(_mul(slopes, (weights, zero[0])), axis=0)  # |d|^2
+  shortfall = _add((squared[0][None], squared[1][None]), _neg(slopes))
+  return jnp.max(shortfall[0])
+
+
+def _check_gramian(gramian: jax.Array) -> jax.Array:
+  gramian = jnp.asarray(gramian, jnp.float32)
+  if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
+    raise ValueError(f'gramian must be [m, m], got shape {gramian.shape}.')
+  if gramian.shape[0] < 2:
+    raise ValueError('gramian must have m >= 2 objectives, got m = 1.')
+  return gramian
+
+
+def _two_weights(gramian: jax.Array) -> jax.Array:
+  # Quarters, so that no difference or sum below overflows; scaling by a power
+  # of two changes no digit.
+  quarter = 0.25 * gramian
+  g11, g12, g22 = quarter[0, 0], quarter[0, 1], quarter[1, 1]
+  first, second = g11 - g12, g22 - g12  # both positive: the minimum is inside
+  inside = (first > 0) & (second > 0)
+  # The denominator is made harmless before the division, not after: a select
+  # after it would still send NaN into a gradient of this function.
+  weight = jnp.where(inside, first, 0) / jnp.where(inside, first + second, 1)
+  at_second = (first > 0) & ~(second > 0)
+  second_weight = jnp.where(at_second, 1.0, weight)
+  first_weight = jnp.where(
+    inside, second / jnp.where(inside, first + second, 1), 1 - second_weight
+  )
+  return jnp.stack([first_weight, second_weight])
+
+
+def _active_set_weights(gramian: jax.Array) -> jax.Array:
+  """Solves (15) for any m; see `min_norm_weights`.
+
+  With u = w / s the problem is homogeneous: minimise `u' C u / 2 - s' u` over
+  u >= 0 and divide by `s' u` at the end. The scales s make the diagonal of C
+  about 1. The method of Lawson and Hanson adds the objective with the steepest
+  slope and drops one that would turn negative; each such exchange is a
+  principal pivot of the tableau `[C | -s]`, whose last column then holds u for
+  the objectives that take part and the slopes for the others.
+  """
+  m = gramian.shape[0]
+  diagonal = jnp.diagonal(gramian)
+  # Powers of two: scaling by them is exact. The shortest gradient gets s = 1.
+  exponent = -jnp.floor(0.5 * jnp.log2(jnp.maximum(diagonal, 1e-37)) + 0.5)
+  top = jnp.max(exponent)
+  scale = jnp.exp2(exponent - top)
+  unit = jnp.exp2(exponent)
+  scaled = gramian * unit[:, None] * unit[None, :]
+  zero = jnp.zeros_like(scaled)
+  # Gradients that span 0 would let u grow without bound. The ridge bounds it,
+  # and costs about 1e-12 of the shortest gradient's square.
+  table = _add((scaled, zero), (1e-12 * jnp.eye(m), zero))
+  table = tuple(
+    jnp.concatenate([t, c[:, None]], axis=1)
+    for t, c in zip(table, (-scale, zero[0]))
+  )
+  index = jnp.arange(m)
+
+  def cond(carry):
+    return ~carry['done']
+
+  def body(carry):
+    table, active, u = carry['table'], carry['active'], carry['u']
+    last = (table[0][:, m], table[1][:, m])
+    target = jnp.where(active, last[0], 0.0)
+    blocked = active & ~(target > 0)
+    feasible = ~jnp.any(blocked)
+    # A feasible point is the optimum of its face: s'u has grown, or rounding
+    # is all that is left to gain.
+    gain = _sum(
+      _mul(
+        (jnp.where(active, last[0], 0), jnp.where(active, last[1], 0)),
+        (scale, zero[0]),
+      ),
+      axis=0,
+    )
+    progress = _less(carry['gain'], gain)
+    slope = jnp.where(active, jnp.inf, last[0])
+    entering = jnp.argmin(slope)
+    optimal = ~(slope[entering] < 0)
+    # Otherwise: walk towards the target until the first weight reaches 0.
+    step = jnp.where(blocked, u / jnp.where(blocked, u - target, 1), jnp.inf)
+    step = jnp.where(blocked & ~(step >= 0), 0, step)  # 0 / 0
+    leaving = jnp.argmin(step)
+    moved = u + jnp.min(step) * (target - u)
+    moved = jnp.where(active & (index != leaving), jnp.maximum(moved, 0), 0)
+    done = feasible & (optimal | ~progress)
+    pivot = jnp.where(feasible, entering, leaving)
+    accept = feasible & progress
+    return dict(
+      done=done,
+      table=_principal_pivot(table, pivot),
+      active=jnp.where(index == pivot, feasible, active),
+      u=jnp.where(feasible, target, moved),
+      gain=_select(feasible, gain, carry['gain']),
+      best=jnp.where(accept, target, carry['best']),
+    )
+
+  first = jnp.argmin(diagonal)
+  start = jnp.where(index == first, 1.0, 0.0)
+  final = jax.lax.while_loop(
+    cond,
+    body,
+    dict(
+      done=jnp.zeros((), bool),
+      table=_principal_pivot(table, first),
+      active=index == first,
+      u=start,
+      gain=(zero[0, 0], zero[0, 0]),
+      best=start,
+    ),
+  )
+  weights = scale * final['best']
+  weights = weights / jnp.sum(weights)
+  # A zero gradient is the shortest vector there is.
+  return jnp.where(jnp.min(diagonal) > 0, weights, start)
+
+
+def _principal_pivot(table: _Double, k: jax.Array) -> _Double:
+  """Exchanges variable and slope k in the tableau `[m, m + 1]`."""
+  row = (table[0][k], table[1][k])
+  column = (table[0][:, k], table[1][:, k])
+  pivot = (row[0][k], row[1][k])
+  # Of a rank-deficient Gramian, rounding may leave a curvature below zero. It
+  # is lifted, as if the diagonal of C had been that much larger.
+  flat = ~(pivot[0] > 1e-9)
+  reciprocal = _reciprocal(
+    _select(flat, (jnp.float32(1e-9), jnp.float32(0)), pivot)
+  )
+  scaled_column = _mul(column, reciprocal)
+  update = _mul(
+    (scaled_column[0][:, None], scaled_column[1][:, None]),
+    (row[0][None, :], row[1][None, :]),
+  )
+  new = _add(table, _neg(update))
+  scaled_row = _neg(_mul(row, reciprocal))
+  m = table[0].shape[0]
+  in_row = (jnp.arange(m) == k)[:, None]
+  in_column = (jnp.arange(m + 1) == k)[None, :]
+  new = _select(in_row, (scaled_row[0][None, :], scaled_row[1][None, :]), new)
+  new = _select(
+    in_column & ~in_row,
+    (scaled_column[0][:, None], scaled_column[1][:, None]),
+    new,
+  )
+  return _select(in_row & in_column, reciprocal, new)
+
+
+# Arithmetic on pairs of floats: Dekker, `A floating-point technique for
+# extending the available precision <https://doi.org/10.1007/BF01397083>`_,
+# 1971. A compiler may contract a * b + c into one rounding; the products below
+# are exact, so that this cannot change them.
+
+
+def _two_sum(a: jax.Array, b: jax.Array) -> _Double:
+  s = a + b
+  t = s - a
+  return s, (a - (s - t)) + (b - t)
+
+
+def _halves(a: jax.Array) -> _Double:
+  """a as two numbers of 12 bits, whose products are exact."""
+  bits = jax.lax.bitcast_convert_type(a, jnp.uint32) & jnp.uint32(0xFFFFF000)
+  high = jax.lax.bitcast_convert_type(bits, jnp.float32)
+  return high, a - high
+
+
+def _two_product(a: jax.Array, b: jax.Array) -> _Double:
+  (ah, al), (bh, bl) = _halves(a), _halves(b)
+  middle, rest = _two_sum(ah * bl, al * bh)
+  high, low = _two_sum(ah * bh, middle)
+  return _two_sum(high, low + (rest + al * bl))
+
+
+def _add(a: _Double, b: _Double) -> _Double:
+  s, e = _two_sum(a[0], b[0])
+  t, f = _two_sum(a[1], b[1])
+  s, e = _two_sum(s, e + t)
+  return _two_sum(s, e + f)
+
+
+def _mul(a: _Double, b: _Double) -> _Double:
+  p, e = _two_product(a[0], b[0])
+  return _two_sum(p, e + (a[0] * b[1] + a[1] * b[0]))
+
+
+def _neg(a: _Double) -> _Double:
+  return -a[0], -a[1]
+
+
+def _reciprocal(a: _Double) -> _Double:
+  guess = 1.0 / a[0]
+  one = (jnp.ones_like(a[0]), jnp.zeros_like(a[0]))
+  start = (guess, jnp.zeros_like(guess))
+  # Two steps of Newton's iteration double the digits twice.
+  for _ in range(2):
+    error = _add(one, _neg(_mul(a, start)))
+    start = _add(start, _mul(start, error))
+  return start
+
+
+def _less(a: _Double, b: _Double) -> jax.Array:
+  difference = _add(b, _neg(a))
+  return difference[0] > 0
+
+
+def _sum(a: _Double, axis: int) -> _Double:
+  parts = [
+    (jnp.take(a[0], i, axis), jnp.take(a[1], i, axis))
+    for i in range(a[0].shape[axis])
+  ]
+  total = parts[0]
+  for part in parts[1:]:
+    total = _add(total, part)
+  return total
+
+
+def _select(condition: jax.Array, a: _Double, b: _Double) -> _Double:
+  return jnp.where(condition, a[0], b[0]), jnp.where(condition, a[1], b[1])

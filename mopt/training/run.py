@@ -1,0 +1,244 @@
+"""One run from data to results: the loop around the compiled part."""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+import platform
+import time
+from typing import Any
+
+from flax import linen as nn
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import BarColumn
+from rich.progress import MofNCompleteColumn
+from rich.progress import Progress
+from rich.progress import TextColumn
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
+
+import mopt
+from mopt.training import epoch as epoch_lib
+from mopt.training import plots
+from mopt.training import results
+from mopt.training.config import Config
+from mopt.training.data import Dataset
+
+
+def run(
+  config: Config,
+  model: nn.Module,
+  data: Dataset,
+  workdir: str | os.PathLike,
+  devices: Sequence[jax.Device] | None = None,
+  console: Console | None = None,
+) -> list[dict[str, Any]]:
+  """Trains a population and writes what came out.
+
+  In `workdir`: config.json; metrics.jsonl, a line per epoch and member as soon
+  as an epoch ends; and at the end results.csv, front.png and `members/*.npz`,
+  which `mopt.training.load` reads.
+
+  Args:
+    config: the settings.
+    model: a linen module from images to logits.
+    data: the data set.
+    workdir: an existing folder.
+    devices: see `mopt.training.epoch.make_program`.
+    console: where progress and the table go; the standard output by default.
+
+  Returns:
+    The rows of results.csv, one per member.
+
+  Raises:
+    ValueError: if batch, data and model do not fit, before anything is
+      written.
+  """
+  console = console or Console()
+  workdir = pathlib.Path(workdir)
+  epoch_lib.check_fit(config, model, data)
+  program = epoch_lib.make_program(config, model, data, devices)
+  state = program.init()
+  start = time.perf_counter()
+  results.write_json(
+    workdir / 'config.json',
+    dataclasses.asdict(config) | {'versions': _versions()},
+  )
+  members = [(l1, seed) for seed in config.seed for l1 in config.l1_values]
+  steps = epoch_lib.steps_per_epoch(config, len(data.train.labels))
+  rate = epoch_lib.learning_rate(config, steps)
+  count = jax.jit(epoch_lib.over_members(_count_dense))
+  console.print(
+    f'{len(members)} x {config.model} on {data.name} '
+    f'({len(data.train.labels):,} training examples), {config.optimizer}, '
+    f'{config.epochs} epochs of {steps} steps -> {workdir}',
+    soft_wrap=True,
+  )
+  with _progress(console) as progress:
+    task = progress.add_task('compiling', total=config.epochs)
+    for number in range(config.epochs):
+      state, metrics = program.epoch(state, number)
+      val = program.evaluate(state.params, 'val')
+      metrics, val, counts = jax.device_get((metrics, val, count(state.params)))
+      results.append_jsonl(
+        workdir / 'metrics.jsonl',
+        _epoch_records(
+          members, number, float(rate(number * steps)), metrics, val, counts
+        ),
+      )
+      summary = _summary(metrics, val, counts)
+      progress.update(task, advance=1, description=summary)
+      if not console.is_terminal:
+        console.print(f'epoch {number + 1}/{config.epochs}  {summary}')
+  params = epoch_lib.prune_members(config, state.params)
+  rows = _rows(members, data, program, params)
+  split = 'val' if len(data.val.labels) else 'train'
+  results.mark_front(rows, split)
+  _save_members(workdir / 'members', config, data, members, params)
+  results.write_csv(workdir / 'results.csv', rows)
+  name = f'{config.model} on {data.name}, {config.optimizer}'
+  plots.plot_front(
+    workdir / 'front.png',
+    rows,
+    f'{name}: knee and front by {_SPLIT_NAMES[split]} error',
+  )
+  console.print(_table(rows, split))
+  console.print(
+    f'{time.perf_counter() - start:.0f} s; {workdir}/front.png, '
+    'results.csv, metrics.jsonl, members/',
+    soft_wrap=True,
+  )
+  return rows
+
+
+_SPLIT_NAMES = {'val': 'validation', 'train': 'training'}
+
+
+def _count_dense(params):
+  counts = mopt.count_nonzero(params, mopt.dense_kernels)
+  return counts, mopt.l1_norm(params, mopt.dense_kernels)
+
+
+def _versions() -> dict[str, Any]:
+  return {
+    'mopt': mopt.__version__,
+    'jax': jax.__version__,
+    'optax': optax.__version__,
+    'python': platform.python_version(),
+    'devices': [d.device_kind for d in jax.local_devices()],
+  }
+
+
+def _progress(console: Console) -> Progress:
+  return Progress(
+    TextColumn('epoch'),
+    MofNCompleteColumn(),
+    BarColumn(bar_width=20),
+    TimeRemainingColumn(),
+    TextColumn('{task.description}'),
+    console=console,
+    disable=not console.is_terminal,
+  )
+
+
+def _range(values: np.ndarray, form: str) -> str:
+  low, high = values.min(), values.max()
+  text = format(low, form)
+  return text if low == high else f'{text}..{format(high, form)}'
+
+
+def _summary(metrics, val, counts) -> str:
+  has_val = not np.isnan(val.ce).any()
+  accuracy = val.accuracy if has_val else metrics.accuracy
+  return (
+    f'loss {_range(metrics.ce, ".3f")}  '
+    f'{"val" if has_val else "train"} accuracy {_range(accuracy, ".3f")}  '
+    f'nonzeros {_range(counts[0].total, ",")}'
+  )
+
+
+def _epoch_records(members, number, rate, metrics, val, counts):
+  nonzeros, l1_norm = counts
+  columns = metrics._asdict() | {
+    'ce_val': val.ce,
+    'accuracy_val': val.accuracy,
+    'l1_norm': l1_norm,
+    'nonzeros': nonzeros.total,
+  }
+  columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
+  flat = {name: column.ravel().tolist() for name, column in columns.items()}
+  return [
+    {'epoch': number + 1, 'l1': l1, 'seed': seed, 'learning_rate': rate}
+    | {name: column[index] for name, column in flat.items()}
+    for index, (l1, seed) in enumerate(members)
+  ]
+
+
+def _layer(path: str) -> str:
+  return 'nonzeros_' + path.removesuffix('/kernel').replace('/', '_')
+
+
+def _rows(members, data: Dataset, program, params) -> list[dict[str, Any]]:
+  """The columns of results.csv but for the front's, of the pruned networks."""
+  nonzeros, l1_norm = jax.jit(epoch_lib.over_members(_count_dense))(params)
+  scores = {s: program.evaluate(params, s) for s in ('train', 'val', 'test')}
+  columns = {f'ce_{split}': score.ce for split, score in scores.items()}
+  columns |= {'l1_norm': l1_norm, 'nonzeros': nonzeros.total}
+  columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
+  columns |= {f'acc_{split}': score.accuracy for split, score in scores.items()}
+  flat = {k: np.asarray(v).ravel().tolist() for k, v in columns.items()}
+  return [
+    {'l1': l1, 'seed': seed} | {k: v[index] for k, v in flat.items()}
+    for index, (l1, seed) in enumerate(members)
+  ]
+
+
+def _save_members(folder, config: Config, data: Dataset, members, params):
+  folder.mkdir()
+  params = jax.device_get(params)
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), params)
+  for index, (l1, seed) in enumerate(members):
+    weight = config.optimizer if l1 is None else f'l1_{l1:g}'
+    results.save(
+      folder / f'{weight}_seed_{seed}.npz',
+      results.Network(
+        params=jax.tree.map(lambda x: x[index], flat),
+        model=config.model,
+        num_classes=data.num_classes,
+        image_shape=data.train.images.shape[1:],
+        mean=data.mean,
+        std=data.std,
+      ),
+    )
+
+
+def _table(rows: Sequence[dict[str, Any]], split: str) -> Table:
+  table = Table(
+    caption=f'front and knee: ({_SPLIT_NAMES[split]} error, log nonzeros)'
+  )
+  for column in ('l1', 'seed', 'l1 norm', 'nonzeros', 'train', 'val', 'test'):
+    table.add_column(column, justify='right')
+  table.add_column('')
+  for row in rows:
+    notes = [
+      'collapsed' if results.is_collapsed(row) else '',
+      'front' if row['pareto'] else '',
+      'knee' if row['knee'] else '',
+    ]
+    table.add_row(
+      'found' if row['l1'] is None else f'{row["l1"]:g}',
+      str(row['seed']),
+      f'{row["l1_norm"]:.1f}',
+      f'{row["nonzeros"]:,}',
+      *(_percent(row[f'acc_{s}']) for s in ('train', 'val', 'test')),
+      ', '.join(filter(None, notes)),
+      style='bold' if row['knee'] else '',
+    )
+  return table
+
+
+def _percent(value: float) -> str:
+  return '-' if np.isnan(value) else f'{100 * value:.2f} %'

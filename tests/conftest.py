@@ -1,0 +1,6 @@
+"""Four CPU devices, so that pmap is real, and strict shapes."""
+
+import jax
+
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
