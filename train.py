@@ -11,10 +11,12 @@ trains seven LeNet-5 at once on 4,000 real digits, with no download.
 
 import dataclasses
 import datetime
+import logging
 import os
 import pathlib
 import sys
 import tempfile
+from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
@@ -170,13 +172,12 @@ def _make_workdir(name: str | None) -> pathlib.Path:
       raise ValueError(f'workdir={workdir}: {wanted}; this one has files.')
     tempfile.TemporaryFile(dir=workdir).close()
   except OSError as error:
-    raise ValueError(
-      f'workdir={workdir}: {wanted}; {error.strerror}.'
-    ) from None
+    reason = error.strerror
+    raise ValueError(f'workdir={workdir}: {wanted}; {reason}.') from None
   return workdir
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; what is wrong with them takes one line and exit 2."""
   try:
     rest = FLAGS(argv)
@@ -187,7 +188,7 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def _stop(error: Exception):
+def _stop(error: Exception) -> NoReturn:
   message = ' '.join(str(error).split())
   print(f'train.py: {message}', file=sys.stderr)
   sys.exit(2)
@@ -195,9 +196,12 @@ def _stop(error: Exception):
 
 def main(argv: list[str]) -> None:
   del argv
+  # JAX reports every platform that it looks for and does not find.
+  logging.getLogger('jax').setLevel(logging.WARNING)
   try:
-    fields = [field.name for field in dataclasses.fields(Config)]
-    config = Config(**{name: FLAGS[name].value for name in fields})
+    names = [field.name for field in dataclasses.fields(Config)]
+    settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    config = Config(**settings)
     data_dir = config.data_dir and os.path.expanduser(config.data_dir)
     data = training.load_dataset(config.dataset, data_dir, config.val_size)
     model = models.create(config.model, data.num_classes)
@@ -209,4 +213,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=parse_flags)

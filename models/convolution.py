@@ -6,6 +6,7 @@ runs as shifted slices of the image and a matrix product instead.
 """
 
 from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -101,9 +102,11 @@ def shifted_conv(
     for j in range(columns)
   ]
   if channels == 1:
-    # Products with one channel need no matrix: they fuse into one loop.
+    # Products with one channel need no copy: they fuse into one loop.
     entries = kernel.reshape(rows * columns, features)
-    return sum(x @ entry[None] for x, entry in zip(slices, entries))
+    return functools.reduce(
+      jnp.add, (x @ entry[None] for x, entry in zip(slices, entries))
+    )
   return jnp.matmul(
     jnp.concatenate(slices, axis=-1),
     kernel.reshape(rows * columns * channels, features),

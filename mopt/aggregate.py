@@ -1,5 +1,6 @@
 """Any Optax optimizer, made multiobjective."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -149,7 +150,7 @@ def weighted_sum(weights: jax.Array, stacked: Any) -> Any:
     # Products and sums of elements, for a matrix product would round them to
     # TF32 or bfloat16 where the platform does so by default.
     terms = (w * x.astype(jnp.float32) for w, x in zip(weights, leaf))
-    return sum(terms).astype(leaf.dtype)
+    return functools.reduce(jnp.add, terms).astype(leaf.dtype)
 
   return jax.tree.map(combine, stacked)
 

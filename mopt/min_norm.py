@@ -5,7 +5,8 @@ m gradients is a common descent direction. It depends on the gradients through
 their inner products alone, so an `[m, m]` matrix is all that is solved for.
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -187,6 +188,17 @@ def _two_weights(gramian: jax.Array) -> jax.Array:
   return jnp.stack([first_weight, second_weight])
 
 
+class _Search(NamedTuple):
+  """Where the active-set method stands; a pair of floats for each number."""
+
+  table: _Double  # [m, m + 1]: [C | -s] after the exchanges so far.
+  active: jax.Array  # [m], dtype=bool: which objectives take part.
+  u: jax.Array  # [m]: the current point, not negative.
+  gain: _Double  # []: s' u at the last optimum of a face.
+  best: jax.Array  # [m]: that optimum.
+  done: jax.Array  # [], dtype=bool.
+
+
 def _active_set_weights(gramian: jax.Array) -> jax.Array:
   """Solves (15) for any m; see `min_norm_weights`.
 
@@ -201,78 +213,69 @@ def _active_set_weights(gramian: jax.Array) -> jax.Array:
   diagonal = jnp.diagonal(gramian)
   # Powers of two: scaling by them is exact. The shortest gradient gets s = 1.
   exponent = -jnp.floor(0.5 * jnp.log2(jnp.maximum(diagonal, 1e-37)) + 0.5)
-  top = jnp.max(exponent)
-  scale = jnp.exp2(exponent - top)
-  unit = jnp.exp2(exponent)
+  exponent = exponent.astype(jnp.int32)
+  scale = jnp.ldexp(jnp.ones(m), exponent - jnp.max(exponent))
+  unit = jnp.ldexp(jnp.ones(m), exponent)
   scaled = gramian * unit[:, None] * unit[None, :]
   zero = jnp.zeros_like(scaled)
   # Gradients that span 0 would let u grow without bound. The ridge bounds it,
   # and costs about 1e-12 of the shortest gradient's square.
-  table = _add((scaled, zero), (1e-12 * jnp.eye(m), zero))
-  table = tuple(
-    jnp.concatenate([t, c[:, None]], axis=1)
-    for t, c in zip(table, (-scale, zero[0]))
+  high, low = _add((scaled, zero), (1e-12 * jnp.eye(m), zero))
+  table = (
+    jnp.concatenate([high, -scale[:, None]], axis=1),
+    jnp.concatenate([low, zero[:, :1]], axis=1),
   )
-  index = jnp.arange(m)
-
-  def cond(carry):
-    return ~carry['done']
-
-  def body(carry):
-    table, active, u = carry['table'], carry['active'], carry['u']
-    last = (table[0][:, m], table[1][:, m])
-    target = jnp.where(active, last[0], 0.0)
-    blocked = active & ~(target > 0)
-    feasible = ~jnp.any(blocked)
-    # A feasible point is the optimum of its face: s'u has grown, or rounding
-    # is all that is left to gain.
-    gain = _sum(
-      _mul(
-        (jnp.where(active, last[0], 0), jnp.where(active, last[1], 0)),
-        (scale, zero[0]),
-      ),
-      axis=0,
-    )
-    progress = _less(carry['gain'], gain)
-    slope = jnp.where(active, jnp.inf, last[0])
-    entering = jnp.argmin(slope)
-    optimal = ~(slope[entering] < 0)
-    # Otherwise: walk towards the target until the first weight reaches 0.
-    step = jnp.where(blocked, u / jnp.where(blocked, u - target, 1), jnp.inf)
-    step = jnp.where(blocked & ~(step >= 0), 0, step)  # 0 / 0
-    leaving = jnp.argmin(step)
-    moved = u + jnp.min(step) * (target - u)
-    moved = jnp.where(active & (index != leaving), jnp.maximum(moved, 0), 0)
-    done = feasible & (optimal | ~progress)
-    pivot = jnp.where(feasible, entering, leaving)
-    accept = feasible & progress
-    return dict(
-      done=done,
-      table=_principal_pivot(table, pivot),
-      active=jnp.where(index == pivot, feasible, active),
-      u=jnp.where(feasible, target, moved),
-      gain=_select(feasible, gain, carry['gain']),
-      best=jnp.where(accept, target, carry['best']),
-    )
-
   first = jnp.argmin(diagonal)
-  start = jnp.where(index == first, 1.0, 0.0)
+  start = jnp.where(jnp.arange(m) == first, 1.0, 0.0)
   final = jax.lax.while_loop(
-    cond,
-    body,
-    dict(
-      done=jnp.zeros((), bool),
+    lambda search: ~search.done,
+    functools.partial(_exchange, scale),
+    _Search(
       table=_principal_pivot(table, first),
-      active=index == first,
+      active=start > 0,
       u=start,
       gain=(zero[0, 0], zero[0, 0]),
       best=start,
+      done=jnp.zeros((), bool),
     ),
   )
-  weights = scale * final['best']
+  weights = scale * final.best
   weights = weights / jnp.sum(weights)
   # A zero gradient is the shortest vector there is.
   return jnp.where(jnp.min(diagonal) > 0, weights, start)
+
+
+def _exchange(scale: jax.Array, search: _Search) -> _Search:
+  """Lets one objective enter, or one leave. Ends, for no face is met twice."""
+  active, u = search.active, search.u
+  index = jnp.arange(len(u))
+  last = (search.table[0][:, -1], search.table[1][:, -1])
+  zero = jnp.zeros_like(scale)
+  optimum = _select(active, last, (zero, zero))  # of this face, if feasible
+  target = optimum[0]
+  blocked = active & ~(target > 0)
+  feasible = ~jnp.any(blocked)
+  # s'u grows from one feasible face to the next; what does not is rounding.
+  gain = _sum(_mul(optimum, (scale, zero)), axis=0)
+  progress = feasible & _less(search.gain, gain)
+  slope = jnp.where(active, jnp.inf, last[0])
+  entering = jnp.argmin(slope)
+  done = feasible & (~(slope[entering] < 0) | ~progress)
+  # Where the optimum is out of reach: walk there until a weight gets to 0.
+  step = jnp.where(blocked, u / jnp.where(blocked, u - target, 1), jnp.inf)
+  step = jnp.where(blocked & ~(step >= 0), 0, step)  # 0 / 0
+  leaving = jnp.argmin(step)
+  moved = jnp.maximum(u + jnp.min(step) * (target - u), 0)
+  moved = jnp.where(active & (index != leaving), moved, 0)
+  pivot = jnp.where(feasible, entering, leaving)
+  return _Search(
+    table=_principal_pivot(search.table, pivot),
+    active=jnp.where(index == pivot, feasible, active),
+    u=jnp.where(feasible, target, moved),
+    gain=_select(feasible, gain, search.gain),
+    best=jnp.where(progress, target, search.best),
+    done=done,
+  )
 
 
 def _principal_pivot(table: _Double, k: jax.Array) -> _Double:

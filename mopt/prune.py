@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mopt.masks import Mask
@@ -135,7 +136,7 @@ def prune_by_magnitude(
       )
     _check_shapes(updates, params)
     chosen = resolve_mask(mask, params)
-    count = optax.safe_increment(state.count)
+    count = jnp.asarray(optax.safe_increment(state.count))
     due = True if every == 1 else count % every == 0
 
     def prune_leaf(update, param, is_chosen):
@@ -165,7 +166,8 @@ def _count(params: PyTree, chosen: PyTree) -> jax.Array:
 def _check_threshold(threshold: jax.typing.ArrayLike) -> None:
   if isinstance(threshold, jax.core.Tracer):
     return
-  if jnp.shape(threshold) != () or not 0 < float(threshold) < float('inf'):
+  value = np.asarray(threshold)
+  if value.shape != () or not 0 < float(value) < np.inf:
     raise ValueError(
       f'threshold must be a positive finite number, got {threshold}.'
     )

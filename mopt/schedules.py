@@ -1,5 +1,7 @@
 """The paper's learning-rate schedules, functions of the number of updates."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
@@ -103,7 +105,11 @@ def by_epoch(
   """
   if not steps_per_epoch >= 1:
     raise ValueError(f'steps_per_epoch must be >= 1, got {steps_per_epoch}.')
-  return lambda count: schedule(first + count // steps_per_epoch)
+
+  def stepped(count: Any):
+    return schedule(first + count // steps_per_epoch)
+
+  return stepped
 
 
 def _check_rate(name: str, value: float) -> None:

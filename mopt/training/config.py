@@ -11,7 +11,7 @@ PRUNE = ('none', 'after', 'epoch', 'batch')
 SCHEDULES = ('constant', 'logistic_drop', 'inverse_time')
 
 # From hardly any regularization to far beyond the knee.
-DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3)
 
 
 @dataclasses.dataclass(frozen=True)

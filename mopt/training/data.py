@@ -19,8 +19,10 @@ _DEFAULT_VAL_SIZE = {EMBEDDED: 500, 'mnist': 5000}
 class Split(NamedTuple):
   """Examples of one kind."""
 
-  images: np.ndarray  # shape=(n, height, width, channels), dtype=np.uint8.
-  labels: np.ndarray  # shape=(n,), dtype=np.int32.
+  images: (
+    np.ndarray | jax.Array
+  )  # shape=(n, height, width, channels), dtype=np.uint8.
+  labels: np.ndarray | jax.Array  # shape=(n,), dtype=np.int32.
 
 
 class Dataset(NamedTuple):
@@ -102,7 +104,7 @@ def load_dataset(
       f'val_size={val_size}: expected 0 to {len(train.labels) - 1}, for '
       f'{name} has {len(train.labels)} examples to train on.'
     )
-  held_out = _stratified(train.labels, val_size)
+  held_out = _stratified(np.asarray(train.labels), val_size)
   val = Split(train.images[held_out], train.labels[held_out])
   train = Split(train.images[~held_out], train.labels[~held_out])
   if 'mnist' in name:
@@ -194,8 +196,9 @@ def _cached(
   root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   path = pathlib.Path(root) / 'mopt' / f'{name.replace("/", "-")}.npz'
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return [file[f'arr_{i}'] for i in range(len(file.files))]
+    # Opened here, for np.load leaves a file open that is no archive.
+    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+      return [arrays[f'arr_{i}'] for i in range(len(arrays.files))]
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     pass  # no cache, or a damaged one
   arrays = read()

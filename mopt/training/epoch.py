@@ -51,8 +51,8 @@ class Metrics(NamedTuple):
 class Evaluation(NamedTuple):
   """Means over the examples of a split, `[S, L]` each; NaN without any."""
 
-  ce: jax.Array
-  accuracy: jax.Array
+  ce: jax.Array | np.ndarray
+  accuracy: jax.Array | np.ndarray
 
 
 def steps_per_epoch(config: Config, num_examples: int) -> int:
@@ -190,7 +190,7 @@ def make_program(
   # The multiobjective optimizers find their weights: theirs is not read.
   l1 = np.array([v or 0.0 for v in config.l1_values], np.float32)
   # Placed once and where pmap wants it: a state that is not compiles anew.
-  mesh = jax.make_mesh((len(devices),), (_AXIS,), devices=devices)
+  mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   place = functools.partial(jax.device_put, device=replicated)
   splits = place({'train': data.train, 'val': data.val, 'test': data.test})
@@ -206,7 +206,10 @@ def make_program(
       params = mopt.prune(params, config.threshold, mopt.dense_kernels)
     return State(params, make_optimizer(config, steps, l1).init(params))
 
-  @jax.jit
+  # Run once, it is not worth optimising: compiling takes a fifth of the time.
+  @functools.partial(
+    jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+  )
   def init_state():
     over_l1 = jax.vmap(init_member, in_axes=(None, 0))
     return jax.vmap(over_l1, in_axes=(0, None))(member_seeds, member_l1)
@@ -321,7 +324,7 @@ def _step(
   """
 
   def error(params, batch):
-    logits = model.apply({'params': params}, batch.images)
+    logits: Any = model.apply({'params': params}, batch.images)
     ce, correct = _scores(logits, batch.labels, count)
     # The mean of this over devices is the mean over the whole batch.
     mean = ce * (num_devices / batch_size)
@@ -390,7 +393,8 @@ def _evaluate(
     images, labels = preprocess(split.images[indices]), split.labels[indices]
 
     def member_scores(params):
-      return _scores(model.apply({'params': params}, images), labels, count)
+      logits: Any = model.apply({'params': params}, images)
+      return _scores(logits, labels, count)
 
     return over_members(member_scores)(params)
 

@@ -93,6 +93,10 @@ def plot_front(
   failed = len(rows) - len(alive)
   if failed:
     axes.text(
-      0.02, 0.02, f'{failed} collapsed, not shown', transform=axes.transAxes
+      0.98,
+      0.02,
+      f'{failed} collapsed, not shown',
+      horizontalalignment='right',
+      transform=axes.transAxes,
     )
   picture.savefig(path)

@@ -51,7 +51,7 @@ def save(path: str | os.PathLike, network: Network) -> None:
   _replace(
     path,
     lambda file: np.savez_compressed(
-      file, about=np.array(json.dumps(about)), **arrays
+      file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays
     ),
   )
 
@@ -72,7 +72,11 @@ def load(path: str | os.PathLike) -> Network:
     ValueError: if it is no network, or damaged.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here, for np.load leaves a file open that is no archive.
+    with (
+      pathlib.Path(path).open('rb') as stream,
+      np.load(stream, allow_pickle=False) as file,
+    ):
       about = json.loads(str(file['about']))
       params: dict[str, Any] = {}
       for name in file.files:

@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import numpy as np
 import optax
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn
 from rich.progress import MofNCompleteColumn
@@ -22,7 +23,6 @@ from rich.table import Table
 
 import mopt
 from mopt.training import epoch as epoch_lib
-from mopt.training import plots
 from mopt.training import results
 from mopt.training.config import Config
 from mopt.training.data import Dataset
@@ -38,9 +38,10 @@ def run(
 ) -> list[dict[str, Any]]:
   """Trains a population and writes what came out.
 
-  In `workdir`: config.json; metrics.jsonl, a line per epoch and member as soon
-  as an epoch ends; and at the end results.csv, front.png and `members/*.npz`,
-  which `mopt.training.load` reads.
+  In `workdir`: config.json, with versions and devices; metrics.jsonl, a line
+  per epoch and member as soon as an epoch ends; and at the end results.csv,
+  front.png, `members/*.npz`, which `mopt.training.load` reads, and in
+  config.json the seconds it all took.
 
   Args:
     config: the settings.
@@ -57,61 +58,79 @@ def run(
     ValueError: if batch, data and model do not fit, before anything is
       written.
   """
+  start = time.perf_counter()
   console = console or Console()
   workdir = pathlib.Path(workdir)
   epoch_lib.check_fit(config, model, data)
   program = epoch_lib.make_program(config, model, data, devices)
-  state = program.init()
-  start = time.perf_counter()
-  results.write_json(
-    workdir / 'config.json',
-    dataclasses.asdict(config) | {'versions': _versions()},
-  )
+  about = dataclasses.asdict(config) | {'environment': _environment()}
+  results.write_json(workdir / 'config.json', about)
   members = [(l1, seed) for seed in config.seed for l1 in config.l1_values]
+  console.print(
+    f'{len(members)} x {config.model} on {data.name} '
+    f'({len(data.train.labels):,} training examples), {config.optimizer} -> '
+    f'{workdir}',
+    soft_wrap=True,
+  )
+  params = _train(config, data, program, members, workdir, console)
+  params = epoch_lib.prune_members(config, params)
+  rows = _rows(members, data, program, params)
+  split = 'val' if len(data.val.labels) else 'train'
+  results.mark_front(rows, split)
+  _save_members(workdir / 'members', config, data, members, params)
+  results.write_csv(workdir / 'results.csv', rows)
+  # Imported late: matplotlib takes a second, which --help would wait for.
+  from mopt.training import plots
+
+  plots.plot_front(
+    workdir / 'front.png',
+    rows,
+    f'{config.model} on {data.name}, {config.optimizer}: '
+    f'knee and front by {_SPLIT_NAMES[split]} error',
+  )
+  seconds = round(time.perf_counter() - start, 1)
+  results.write_json(workdir / 'config.json', about | {'seconds': seconds})
+  console.print(_table(rows, split))
+  console.print(
+    f'{seconds:.0f} s; {workdir}/front.png, results.csv, metrics.jsonl, '
+    'members/',
+    soft_wrap=True,
+  )
+  return rows
+
+
+def _train(
+  config: Config,
+  data: Dataset,
+  program: epoch_lib.Program,
+  members: Sequence[tuple[float | None, int]],
+  workdir: pathlib.Path,
+  console: Console,
+) -> Any:
+  """All epochs, with progress and metrics.jsonl; returns the parameters."""
   steps = epoch_lib.steps_per_epoch(config, len(data.train.labels))
   rate = epoch_lib.learning_rate(config, steps)
   count = jax.jit(epoch_lib.over_members(_count_dense))
-  console.print(
-    f'{len(members)} x {config.model} on {data.name} '
-    f'({len(data.train.labels):,} training examples), {config.optimizer}, '
-    f'{config.epochs} epochs of {steps} steps -> {workdir}',
-    soft_wrap=True,
-  )
+  state = program.init()
   with _progress(console) as progress:
     task = progress.add_task('compiling', total=config.epochs)
     for number in range(config.epochs):
       state, metrics = program.epoch(state, number)
       val = program.evaluate(state.params, 'val')
       metrics, val, counts = jax.device_get((metrics, val, count(state.params)))
+      head = {
+        'epoch': number + 1,
+        'learning_rate': np.asarray(rate(number * steps)).item(),
+      }
       results.append_jsonl(
         workdir / 'metrics.jsonl',
-        _epoch_records(
-          members, number, float(rate(number * steps)), metrics, val, counts
-        ),
+        _epoch_records(members, head, metrics, val, counts),
       )
       summary = _summary(metrics, val, counts)
       progress.update(task, advance=1, description=summary)
       if not console.is_terminal:
         console.print(f'epoch {number + 1}/{config.epochs}  {summary}')
-  params = epoch_lib.prune_members(config, state.params)
-  rows = _rows(members, data, program, params)
-  split = 'val' if len(data.val.labels) else 'train'
-  results.mark_front(rows, split)
-  _save_members(workdir / 'members', config, data, members, params)
-  results.write_csv(workdir / 'results.csv', rows)
-  name = f'{config.model} on {data.name}, {config.optimizer}'
-  plots.plot_front(
-    workdir / 'front.png',
-    rows,
-    f'{name}: knee and front by {_SPLIT_NAMES[split]} error',
-  )
-  console.print(_table(rows, split))
-  console.print(
-    f'{time.perf_counter() - start:.0f} s; {workdir}/front.png, '
-    'results.csv, metrics.jsonl, members/',
-    soft_wrap=True,
-  )
-  return rows
+  return state.params
 
 
 _SPLIT_NAMES = {'val': 'validation', 'train': 'training'}
@@ -122,13 +141,14 @@ def _count_dense(params):
   return counts, mopt.l1_norm(params, mopt.dense_kernels)
 
 
-def _versions() -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
   return {
     'mopt': mopt.__version__,
     'jax': jax.__version__,
     'optax': optax.__version__,
     'python': platform.python_version(),
     'devices': [d.device_kind for d in jax.local_devices()],
+    'cpu_count': os.cpu_count(),
   }
 
 
@@ -160,7 +180,7 @@ def _summary(metrics, val, counts) -> str:
   )
 
 
-def _epoch_records(members, number, rate, metrics, val, counts):
+def _epoch_records(members, head, metrics, val, counts):
   nonzeros, l1_norm = counts
   columns = metrics._asdict() | {
     'ce_val': val.ce,
@@ -171,7 +191,8 @@ def _epoch_records(members, number, rate, metrics, val, counts):
   columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
   flat = {name: column.ravel().tolist() for name, column in columns.items()}
   return [
-    {'epoch': number + 1, 'l1': l1, 'seed': seed, 'learning_rate': rate}
+    head
+    | {'l1': l1, 'seed': seed}
     | {name: column[index] for name, column in flat.items()}
     for index, (l1, seed) in enumerate(members)
   ]
@@ -198,14 +219,14 @@ def _rows(members, data: Dataset, program, params) -> list[dict[str, Any]]:
 
 def _save_members(folder, config: Config, data: Dataset, members, params):
   folder.mkdir()
-  params = jax.device_get(params)
-  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), params)
-  for index, (l1, seed) in enumerate(members):
+  leaves, structure = jax.tree.flatten(jax.device_get(params))
+  by_member = zip(*(x.reshape(-1, *x.shape[2:]) for x in leaves))
+  for (l1, seed), member_leaves in zip(members, by_member):
     weight = config.optimizer if l1 is None else f'l1_{l1:g}'
     results.save(
       folder / f'{weight}_seed_{seed}.npz',
       results.Network(
-        params=jax.tree.map(lambda x: x[index], flat),
+        params=jax.tree.unflatten(structure, member_leaves),
         model=config.model,
         num_classes=data.num_classes,
         image_shape=data.train.images.shape[1:],
@@ -217,7 +238,8 @@ def _save_members(folder, config: Config, data: Dataset, members, params):
 
 def _table(rows: Sequence[dict[str, Any]], split: str) -> Table:
   table = Table(
-    caption=f'front and knee: ({_SPLIT_NAMES[split]} error, log nonzeros)'
+    box=box.SIMPLE_HEAD,
+    caption=f'front and knee: ({_SPLIT_NAMES[split]} error, log nonzeros)',
   )
   for column in ('l1', 'seed', 'l1 norm', 'nonzeros', 'train', 'val', 'test'):
     table.add_column(column, justify='right')

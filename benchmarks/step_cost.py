@@ -1,0 +1,399 @@
+"""What a training step costs: updates, the min-norm solve, all of LeNet-5.
+
+  python -m benchmarks.step_cost           # about five minutes on two cores
+  python -m benchmarks.step_cost --quick   # a look, in half a minute
+
+Programs are compiled ahead of time, compile time is apart, and what they update
+is donated. Rows of one table run interleaved, in a new random order each round,
+so that the moods of the machine hit all alike. A time is the median over n
+calls, each up to `block_until_ready`, divided by the steps in a call; `iqr` is
+the distance of its quartiles. On a busy machine the ratio of two medians says
+more than either. How to read it:
+
+  * update: one `tx.update` and `apply_updates`, given the gradients. Up to
+    100,000 parameters a call makes 32 steps, so that dispatch is amortised
+    (and the state stays in cache); above, one.
+  * floor: the f32 numbers that must pass between memory and processor, over
+    the speed of a donated triad `a = a + s * b` that holds about as many,
+    measured in the same rounds. For N parameters p and m = 2 gradients g,
+    written elsewhere: sgd reads g, reads and writes p = 3 N; rmsprop has a
+    moment too = 5 N; adam two = 7 N; smgd reads 2 g for the Gramian and again
+    for their sum, and p = 6 N; mrmsprop and 2 moments = 10 N; madam and 4 = 14
+    N; adam on the weighted sum 2 g, p and 2 moments = 8 N. Pruning adds none:
+    its sum, test and count can run where the parameters pass. A ratio below 1
+    means a cache that the triad did not have.
+  * gramian: its floor reads m gradients once.
+  * min-norm: one solve; a call makes 64, one after the other, of gradients
+    with norms over four decades.
+  * lenet5: a whole step on 32 random pictures; a call scans over 50. A share
+    is the difference of two rows, taken call by call.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+import models
+import mopt
+
+ROOT = pathlib.Path(__file__).parents[1]
+PyTree = Any
+
+_RATE = 1e-6  # Parameters hardly move, however many steps are timed.
+_MANY = (2, 3, 4, 8, 16, 32)
+# What is repeated with the same gradients must not lose to the time before the
+# loop what depends on them alone, such as the Gramian.
+_IN_LOOP = {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'}
+
+_PENALTY = mopt.fixed_weights((1.0, 3e-4))
+_PRUNE = mopt.prune_by_magnitude(1e-3, mask=mopt.dense_kernels)
+
+
+def _weighted(inner: optax.GradientTransformation):
+  return optax.chain(mopt.aggregate(_PENALTY), inner)
+
+
+# The transformation, its number of gradients, and for each parameter the
+# numbers that it moves and the numbers that it holds.
+OPTIMIZERS = {
+  'sgd': (optax.sgd(_RATE), 1, 3, 2),
+  'rmsprop': (optax.rmsprop(_RATE), 1, 5, 3),
+  'adam': (optax.adam(_RATE), 1, 7, 4),
+  'adam, weighted sum': (_weighted(optax.adam(_RATE)), 2, 8, 5),
+  'smgd': (mopt.smgd(_RATE), 2, 6, 3),
+  'mrmsprop': (mopt.mrmsprop(_RATE), 2, 10, 5),
+  'madam': (mopt.madam(_RATE), 2, 14, 7),
+}
+LENET5 = {
+  'adam, weighted sum': _weighted(optax.adam(1e-3)),
+  'madam': mopt.madam(1e-3),
+  # Neither Gramian nor solve.
+  'madam, fixed weights': mopt.madam(1e-3, weighting=_PENALTY),
+}
+# Name, a row, and the row without it.
+SHARES = (
+  ('pruning', 'adam, weighted sum + prune', 'adam, weighted sum'),
+  ('pruning', 'madam + prune', 'madam'),
+  ('Gramian, solve', 'madam + prune', 'madam, fixed weights + prune'),
+  ('madam for adam', 'madam + prune', 'adam, weighted sum + prune'),
+)
+
+
+@dataclasses.dataclass
+class Program:
+  """A row: `function(carry, *arguments) -> carry`, which makes steps."""
+
+  table: str
+  name: str
+  function: Callable[..., PyTree]
+  carry: PyTree
+  arguments: tuple[PyTree, ...]
+  size: int | None = None
+  m: int | None = None
+  steps: int = 1
+  moved: int = 0  # Numbers in a step, and the places they have.
+  held: int = 0
+  times: list[float] = dataclasses.field(default_factory=list)
+
+  def compile(self) -> None:
+    # A copy of its own, for it is donated and may be shared with other rows.
+    self.carry = jax.tree.map(jnp.array, self.carry)
+    jitted = jax.jit(self.function, donate_argnums=0)
+    lowered = jitted.lower(self.carry, *self.arguments)
+    start = time.perf_counter()
+    is_repeated = self.table in ('update', 'gramian')
+    self._compiled = lowered.compile(_IN_LOOP if is_repeated else None)
+    self.compile_s = time.perf_counter() - start
+    for _ in range(3):  # to warm up
+      self.call()
+    self.times.clear()
+
+  def call(self) -> None:
+    start = time.perf_counter()
+    self.carry = self._compiled(self.carry, *self.arguments)
+    jax.block_until_ready(self.carry)
+    self.times.append((time.perf_counter() - start) / self.steps)
+
+  def row(self, triads: Sequence['Program']) -> dict[str, Any]:
+    """The floor is by the smallest triad that holds as many numbers."""
+    median = float(np.median(self.times))
+    low, high = np.percentile(self.times, [25, 75])
+    memory = self._compiled.memory_analysis()
+    row = dict(table=self.table, name=self.name, size=self.size, m=self.m)
+    row |= dict(median_us=1e6 * median, iqr_us=1e6 * float(high - low))
+    row |= dict(min_us=1e6 * min(self.times), n=len(self.times))
+    row |= dict(steps_per_call=self.steps, compile_s=self.compile_s)
+    row |= dict(temp_bytes=memory.temp_size_in_bytes if memory else None)
+    row |= dict(floor_us=None, ratio=None)
+    if self.moved:
+      larger = [t for t in triads if t.held >= self.held]
+      triad = larger[0] if larger else triads[-1]
+      floor = self.moved / triad.moved * float(np.median(triad.times))
+      row |= dict(floor_us=1e6 * floor, ratio=median / floor)
+    return row
+
+
+def measure(programs: Sequence[Program], seconds: float) -> None:
+  """Calls all programs in turn, until each has had its share of time.
+
+  That is 30 calls at least and 200 at most, but no more than thrice `seconds`.
+  """
+  for program in programs:
+    program.compile()
+  random = np.random.default_rng(0)
+
+  def is_due(program):
+    n = len(program.times)
+    spent = sum(program.times) * program.steps
+    return n < 3 or (n < 200 and spent < (3 if n < 30 else 1) * seconds)
+
+  while due := [p for p in programs if is_due(p)]:
+    for i in random.permutation(len(due)):
+      due[i].call()
+
+
+def maker(table: str, size: int) -> Callable[..., Program]:
+  """Makes rows of one size, each with as many steps as it takes to time."""
+  steps = 32 if size <= 100_000 else 1
+
+  def make(name, step, *args, moved, held, **kwargs):
+    def repeat(carry, *arguments):
+      if steps == 1:
+        return step(carry, *arguments)
+      body = lambda _, carry: step(carry, *arguments)
+      return jax.lax.fori_loop(0, steps, body, carry)
+
+    kwargs |= dict(steps=steps, moved=moved * size, held=held * size)
+    return Program(table, name, repeat, *args, size=size, **kwargs)
+
+  return make
+
+
+def triads(table: str, size: int) -> list[Program]:
+  step, programs = lambda a, b: a + 1e-9 * b, []
+  for held in (2, 4, 8):  # numbers, per parameter
+    a = jnp.ones(held * size // 2)
+    words = dict(moved=3 * held // 2, held=held)
+    name = f'triad of {held} N'
+    programs.append(maker(table, size)(name, step, a, (a + 1,), **words))
+  return programs
+
+
+def make_tree(size: int, m: int | None = None) -> PyTree:
+  """Parameters or m stacked gradients, in leaves as networks have them."""
+  rows = {'layer1': int(0.8 * size) // 100, 'layer2': int(0.17 * size) // 100}
+  shapes = {name: {'kernel': (n, 100)} for name, n in rows.items()}
+  shapes['layer2']['bias'] = (size - 100 * sum(rows.values()),)
+  random = np.random.default_rng(m)
+
+  def draw(shape):
+    shape = shape if m is None else (m, *shape)
+    return jnp.asarray(0.05 * random.standard_normal(shape, np.float32))
+
+  return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def optimizer_step(tx: optax.GradientTransformation) -> Callable[..., PyTree]:
+  def step(carry, grads):
+    params, state = carry
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  return step
+
+
+def update_programs(size: int) -> list[Program]:
+  """Each optimizer without and with pruning."""
+  params = make_tree(size)
+  grads = {1: params, 2: make_tree(size, 2)}
+  programs = triads('update', size)
+  for name, (tx, m, moved, held) in OPTIMIZERS.items():
+    words = dict(m=m, moved=moved, held=held)
+    for suffix, prune in (('', ()), (' + prune', (_PRUNE,))):
+      chain = optax.chain(tx, *prune)
+      step, carry = optimizer_step(chain), (params, chain.init(params))
+      make = maker('update', size)
+      programs.append(make(name + suffix, step, carry, (grads[m],), **words))
+  return programs
+
+
+def gramian_programs(size: int, many: Sequence[int]) -> list[Program]:
+  programs = triads('gramian', size)
+  for m in many:
+    if m * size <= 33_000_000:
+      grads, words = make_tree(size, m), dict(m=m, moved=m, held=m)
+      step, make = lambda _, g: mopt.gramian(g), maker('gramian', size)
+      carry = jnp.zeros((m, m))
+      programs.append(make(f'gramian, m={m}', step, carry, (grads,), **words))
+  return programs
+
+
+def min_norm_programs(many: Sequence[int], steps: int = 64) -> list[Program]:
+  def solve_all(total, gramians):
+    def step(total, gramian):
+      return total + mopt.min_norm_weights(gramian), None
+
+    return jax.lax.scan(step, total, gramians)[0]
+
+  def program(m):
+    random = np.random.default_rng(m)
+    grads = random.standard_normal((steps, m, 4 * m))
+    grads *= 10 ** random.uniform(-2, 2, (steps, m, 1))
+    gramians = jnp.asarray(grads @ grads.swapaxes(1, 2), jnp.float32)
+    name, args = f'min_norm_weights, m={m}', (jnp.zeros(m), (gramians,))
+    return Program('min-norm', name, solve_all, *args, m=m, steps=steps)
+
+  return [program(m) for m in many]
+
+
+def lenet5_programs(steps: int, quick: bool) -> list[Program]:
+  """The whole step of a network, with several optimizers."""
+  model = models.create('lenet5')
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (steps, 32, 28, 28, 1), np.uint8)
+  data = jnp.asarray(images), jnp.asarray(random.integers(0, 10, (steps, 32)))
+  init = jax.jit(model.init)
+  params = init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))['params']
+
+  def error(params, batch):
+    images, labels = batch
+    logits = model.apply({'params': params}, images / jnp.float32(255))
+    ce = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return ce + 1e-4 * mopt.l2_norm_squared(params, mopt.conv_kernels)
+
+  complexity = functools.partial(mopt.l1_norm, mask=mopt.dense_kernels)
+  grad_fn = mopt.value_and_stacked_grad(error, complexity)
+
+  def program(name, *transforms):
+    tx = optax.chain(*transforms)
+
+    def epoch(carry, data):
+      def step(carry, batch):
+        values, grads = grad_fn(carry[0], batch)
+        return optimizer_step(tx)(carry, grads), values
+
+      return jax.lax.scan(step, carry[0], data)
+
+    carry = (params, tx.init(params)), jnp.zeros((steps, 2))
+    size = optax.tree.size(params)
+    return Program('lenet5', name, epoch, carry, (data,), size, 2, steps)
+
+  plain = [] if quick else [program(name, tx) for name, tx in LENET5.items()]
+  names = {f'{name} + prune': tx for name, tx in LENET5.items()}
+  return plain + [program(name, tx, _PRUNE) for name, tx in names.items()]
+
+
+def shares_of(programs: Sequence[Program]) -> list[dict[str, Any]]:
+  """What parts of a step of LeNet-5 cost."""
+  times = {p.name: np.array(p.times) for p in programs}
+  shares = []
+  for name, whole, rest in [share for share in SHARES if share[2] in times]:
+    n = min(len(times[whole]), len(times[rest]))
+    cost = float(np.median(times[whole][:n] - times[rest][:n]))
+    share = cost / float(np.median(times[whole]))
+    shares.append(dict(part=name, of=whole, cost_us=1e6 * cost, share=share))
+  return shares
+
+
+def versions() -> dict[str, Any]:
+  """Where and with what this was measured."""
+
+  def git(*command):
+    command = ['git', '-C', str(ROOT), *command]
+    return subprocess.run(
+      command, capture_output=True, text=True
+    ).stdout.strip()
+
+  device = jax.devices()[0]
+  versions = {m.__name__: m.__version__ for m in (jax, jaxlib, optax, np, mopt)}
+  changed = bool(git('status', '--porcelain', 'mopt', 'models', 'benchmarks'))
+  date = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
+  return (
+    dict(device=device.device_kind, platform=device.platform)
+    | dict(machine=platform.platform(), python=platform.python_version())
+    | dict(cpus=os.cpu_count(), load=os.getloadavg()[0], date=date)
+    | dict(versions, commit=git('rev-parse', 'HEAD'), changed=changed)
+  )
+
+
+def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
+  hidden = ('table', 'm', 'min_us', 'steps_per_call')
+  names = [name for name in rows[0] if name not in hidden]
+  table = Table(*names, title=title)
+
+  def text(value):
+    if value is None:
+      return ''
+    return f'{value:,.4g}' if isinstance(value, float) else str(value)
+
+  for row in rows:
+    table.add_row(*(text(row[name]) for name in names))
+  Console(width=120).print(table)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.step_cost',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+
+  def sizes(text):
+    return [max(int(float(size)), 5000) for size in text.split(',')]
+
+  small, full = sizes('1e4'), sizes('6e4,1e6,1e7')
+  out = ROOT / 'benchmarks' / 'results' / 'step_cost.json'
+  parser.add_argument('--sizes', type=sizes, help='default: 6e4,1e6,1e7')
+  parser.add_argument('--quick', action='store_true', help='small and rough')
+  parser.add_argument('--out', type=pathlib.Path, default=out)
+  args = parser.parse_args(argv)
+  args.sizes = args.sizes or (small if args.quick else full)
+  return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  args = parse(argv)
+  seconds, steps = (0.05, 3) if args.quick else (1.5, 50)
+  many = _MANY[:2] if args.quick else _MANY
+  result = dict(versions(), quick=args.quick, rows=[])
+
+  def run(title, programs):
+    measure(programs, seconds)
+    triads = [p for p in programs if p.name.startswith('triad')]
+    rows = [p.row(triads) for p in programs]
+    show(title, rows)
+    result['rows'] += rows
+
+  for size in args.sizes:
+    run(f'One update of {size:,} parameters', update_programs(size))
+  for size in args.sizes:
+    run(f'Gramian of {size:,} parameters', gramian_programs(size, many))
+  run('One min-norm solve', min_norm_programs(many))
+  lenet5 = lenet5_programs(steps, args.quick)
+  run('One step of LeNet-5, batch 32', lenet5)
+  result['shares'] = shares_of(lenet5)
+  show('Parts of a step of LeNet-5', result['shares'])
+  args.out.parent.mkdir(parents=True, exist_ok=True)
+  args.out.write_text(json.dumps(result, indent=2) + '\n')
+  print(f'Written to {args.out}')
+
+
+if __name__ == '__main__':
+  main()

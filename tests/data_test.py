@@ -1,0 +1,171 @@
+"""Data sets: splits, the cache, and what happens where there is no data."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from mopt.training import data as data_lib
+from mopt.training import load_dataset
+
+_TFDS = pathlib.Path(__file__).parents[2] / 'shared' / 'tfds'
+needs_tfds = pytest.mark.skipif(
+  not (_TFDS / 'mnist').exists(),
+  reason='needs MNIST prepared by TFDS in ../shared/tfds',
+)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  """An empty cache, and the path that data sets would have in it."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  return tmp_path / 'mopt'
+
+
+def _count_calls(monkeypatch, name, arrays):
+  calls = []
+
+  def read(*args):
+    calls.append(args)
+    return arrays
+
+  monkeypatch.setattr(data_lib, name, read)
+  return calls
+
+
+def _digits(n=1200):
+  labels = np.arange(n, dtype=np.int32) % 10
+  images = np.random.RandomState(0).randint(0, 256, (n, 28, 28, 1))
+  return [images.astype(np.uint8), labels]
+
+
+def test_mnist5k_has_the_documented_stratified_split():
+  data = load_dataset('mnist5k')
+  for split, size in ((data.train, 4000), (data.val, 500), (data.test, 500)):
+    assert split.images.shape == (size, 28, 28, 1)
+    assert split.images.dtype == np.uint8
+    np.testing.assert_array_equal(np.bincount(split.labels), [size // 10] * 10)
+  assert data.num_classes == 10
+  # Pictures of digits: dark, with bright strokes, none of them empty.
+  assert 20 < data.train.images.mean() < 50
+  assert data.train.images.max(axis=(1, 2, 3)).min() > 200
+
+
+def test_splits_are_disjoint_and_the_same_in_every_run():
+  first, second = load_dataset('mnist5k'), load_dataset('mnist5k')
+  np.testing.assert_array_equal(first.val.images, second.val.images)
+  seen = [
+    x.tobytes()
+    for split in (first.train, first.val, first.test)
+    for x in split.images
+  ]
+  assert len(set(seen)) == len(seen) == 5000
+
+
+def test_the_test_split_does_not_depend_on_the_validation_size():
+  first, second = load_dataset('mnist5k', val_size=0), load_dataset('mnist5k')
+  np.testing.assert_array_equal(first.test.images, second.test.images)
+  assert len(first.train.labels) == 4500
+  assert len(first.val.labels) == 0
+
+
+def test_a_validation_size_that_leaves_nothing_is_refused():
+  with pytest.raises(ValueError, match=r'val_size=4500: expected 0 to 4499'):
+    load_dataset('mnist5k', val_size=4500)
+
+
+def test_the_second_start_reads_the_cache(cache, monkeypatch):
+  calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  first = load_dataset('mnist5k', val_size=100)
+  second = load_dataset('mnist5k', val_size=100)
+  assert len(calls) == 1
+  np.testing.assert_array_equal(first.train.images, second.train.images)
+  assert [p.name for p in cache.iterdir()] == ['mnist5k.npz']
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'empty', 'foreign'])
+def test_a_damaged_cache_is_made_anew(cache, monkeypatch, damage):
+  calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  expected = load_dataset('mnist5k', val_size=100)
+  path = cache / 'mnist5k.npz'
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(
+    {
+      'flip': bytes(content),
+      'truncate': bytes(content[: len(content) // 2]),
+      'empty': b'',
+      'foreign': b'not an archive',
+    }[damage]
+  )
+  again = load_dataset('mnist5k', val_size=100)
+  assert len(calls) == 2
+  np.testing.assert_array_equal(again.train.images, expected.train.images)
+  load_dataset('mnist5k', val_size=100)
+  assert len(calls) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
+  (tmp_path / 'file').write_text('in the way')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  assert len(load_dataset('mnist5k', val_size=100).train.labels) == 600
+
+
+def test_a_failed_write_leaves_nothing_behind(cache, monkeypatch):
+  _count_calls(monkeypatch, '_read_mnist5k', _digits())
+
+  def full_disk(file, *arrays):
+    file.write(b'half a file')
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(np, 'savez', full_disk)
+  load_dataset('mnist5k', val_size=100)
+  assert list(cache.iterdir()) == []
+
+
+def test_sets_other_than_mnist_are_standardised(cache, monkeypatch):
+  images, labels = _digits()
+  _count_calls(monkeypatch, '_read_tfds', [images, labels, images, labels])
+  data = load_dataset('cifar10')
+  scaled = np.asarray(
+    data_lib.normalise(data.train.images, data.mean, data.std)
+  )
+  assert abs(scaled.mean()) < 1e-3
+  assert abs(scaled.std() - 1) < 1e-3
+  assert len(data.val.labels) == 0
+
+
+def test_missing_data_is_one_line_with_a_way_out(cache, tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  def offline(self, **kwargs):
+    raise ConnectionError('no network\nand a second line')
+
+  monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', offline)
+  with pytest.raises(data_lib.DataError) as error:
+    load_dataset('mnist', data_dir=str(tmp_path))
+  message = str(error.value)
+  assert '\n' not in message
+  for part in ('dataset=mnist', 'no network', '--data_dir', 'mnist5k'):
+    assert part in message
+
+
+def test_an_unknown_set_is_one_line(cache):
+  with pytest.raises(data_lib.DataError, match='dataset=no_such_set'):
+    load_dataset('no_such_set')
+
+
+@needs_tfds
+@pytest.mark.slow
+def test_mnist_of_tfds_is_complete(cache):
+  data = load_dataset('mnist', data_dir=str(_TFDS))
+  assert len(data.train.labels) == 55_000
+  assert len(data.val.labels) == 5_000
+  assert len(data.test.labels) == 10_000
+  # Frequencies of the official set.
+  counts = np.bincount(np.concatenate([data.train.labels, data.val.labels]))
+  assert counts.tolist() == [
+    5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
+  ]  # fmt: skip
+  assert (data.mean, data.std) == (0.0, 255.0)

@@ -1,0 +1,159 @@
+"""Who may import whom, read from the source."""
+
+import ast
+import graphlib
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import mopt
+
+ROOT = pathlib.Path(__file__).parents[1]
+CORE = {'jax', 'optax', 'numpy', 'chex'}
+NUMERICS = ('min_norm', 'pareto', 'masks', 'objectives')
+
+
+def module_name(path):
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+FILES = {
+  module_name(path): path
+  for package in ('mopt', 'models')
+  for path in sorted((ROOT / package).rglob('*.py'))
+}
+
+
+def is_training(name):
+  return name == 'mopt.training' or name.startswith('mopt.training.')
+
+
+CORE_MODULES = [n for n in FILES if n.startswith('mopt') and not is_training(n)]
+TRAINING_MODULES = [n for n in FILES if is_training(n)]
+MODEL_MODULES = [n for n in FILES if n.startswith('models')]
+
+
+def imports(name):
+  """All modules that a file imports, at its top or inside functions."""
+  found = set()
+  for node in ast.walk(ast.parse(FILES[name].read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{name}: a relative import'
+      # A name from a package may be a module of it.
+      modules = {f'{node.module}.{alias.name}' for alias in node.names}
+      found |= (modules & FILES.keys()) or {node.module}
+  return found
+
+
+def roots(name):
+  """Imported packages that are not of the standard library."""
+  return {m.split('.')[0] for m in imports(name)} - sys.stdlib_module_names
+
+
+def test_the_walk_finds_the_house():
+  assert {'mopt', 'mopt.aggregate', 'mopt.prune'} <= set(CORE_MODULES)
+  assert {'mopt.training', 'mopt.training.epoch'} <= set(TRAINING_MODULES)
+  assert {'models', 'models.lenet'} <= set(MODEL_MODULES)
+  assert 'mopt.min_norm' in imports('mopt.aggregate')
+  assert 'optax' in roots('mopt.aggregate')
+
+
+@pytest.mark.parametrize('name', CORE_MODULES)
+def test_the_core_needs_jax_optax_numpy_and_chex(name):
+  assert roots(name) <= CORE | {'mopt'}
+  assert not [m for m in imports(name) if is_training(m)]
+
+
+@pytest.mark.parametrize('name', [n for n in CORE_MODULES if n != 'mopt'])
+def test_the_core_does_not_import_its_own_front_door(name):
+  assert 'mopt' not in imports(name)
+
+
+@pytest.mark.parametrize('name', [f'mopt.{n}' for n in NUMERICS])
+def test_numerics_know_no_optax(name):
+  seen, todo = set(), [name]
+  while todo:  # nor do the modules of ours that they use
+    module = todo.pop()
+    seen.add(module)
+    assert 'optax' not in roots(module)
+    todo += [m for m in imports(module) if m in FILES and m not in seen]
+
+
+@pytest.mark.parametrize('name', MODEL_MODULES)
+def test_models_need_flax_and_jax(name):
+  assert roots(name) <= {'flax', 'jax', 'models'}
+
+
+@pytest.mark.parametrize('name', TRAINING_MODULES)
+def test_training_knows_no_network_and_no_command_line(name):
+  assert not roots(name) & {'models', 'train', 'benchmarks', 'absl'}
+
+
+def test_no_module_imports_itself_by_a_detour():
+  graph = {name: imports(name) & FILES.keys() for name in FILES}
+  order = list(graphlib.TopologicalSorter(graph).static_order())
+  assert set(order) == set(FILES)
+  assert order.index('mopt') < order.index('mopt.training')
+
+
+def test_import_mopt_loads_nothing_of_the_trainer():
+  script = """
+import sys
+import jax, optax, numpy
+before = set(sys.modules)
+import mopt
+print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))
+print(*sorted({m.split('.')[0] for m in sys.modules}))
+"""
+  result = subprocess.run(
+    [sys.executable, '-c', script],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  new, loaded = (set(line.split()) for line in result.stdout.splitlines())
+  assert 'mopt' in new
+  assert not loaded & {
+    'flax',
+    'matplotlib',
+    'mlxtend',
+    'models',
+    'rich',
+    'tensorflow',
+    'tensorflow_datasets',
+    'train',
+  }
+  # Optax loads this one; nothing of ours may.
+  assert 'absl' not in new
+  assert new - sys.stdlib_module_names <= CORE | {'mopt'}
+
+
+def test_the_public_names_are_sorted_and_unique():
+  assert list(mopt.__all__) == sorted(set(mopt.__all__), key=str.casefold)
+
+
+@pytest.mark.parametrize('name', mopt.__all__)
+def test_public_names_exist_and_are_explained(name):
+  thing = getattr(mopt, name)
+  assert not name.startswith('_')
+  if inspect.isclass(thing) or inspect.isfunction(thing):
+    assert thing.__doc__
+    # Not what NamedTuple writes by itself: Name(field, ...).
+    assert not thing.__doc__.startswith(f'{name}(')
+
+
+def test_the_front_door_has_no_name_besides():
+  names = {
+    name
+    for name, thing in vars(mopt).items()
+    if not name.startswith('_') and not inspect.ismodule(thing)
+  }
+  assert names == set(mopt.__all__)

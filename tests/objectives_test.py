@@ -1,0 +1,400 @@
+"""Objectives and their stacked gradients."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mopt
+
+MASK = {'a': True, 'b': False}
+
+
+def random_params(dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  return {
+    'a': jnp.asarray(rng.normal(size=(4, 3)), dtype),
+    'b': jnp.asarray(rng.normal(size=5), dtype),
+  }
+
+
+def l1_float64(x):
+  return np.abs(x).sum()
+
+
+def l2_float64(x):
+  return np.square(x).sum()
+
+
+def lp_float64(x, p=0.5, e=1e-3):
+  return ((x**2 + e**2) ** (p / 2) - e**p).sum()
+
+
+def finite_difference(function, x, h=1e-6):
+  flat = np.asarray(x, np.float64).ravel()
+  slopes = np.zeros_like(flat)
+  for i in range(flat.size):
+    step = np.zeros_like(flat)
+    step[i] = h
+    slopes[i] = (function(flat + step) - function(flat - step)) / (2 * h)
+  return slopes.reshape(np.shape(x))
+
+
+COMPLEXITIES = {
+  'l1_norm': (mopt.l1_norm, l1_float64),
+  'l2_norm_squared': (mopt.l2_norm_squared, l2_float64),
+  'lp_norm': (functools.partial(mopt.lp_norm, p=0.5), lp_float64),
+  'lp_norm_of_small_weights': (
+    functools.partial(mopt.lp_norm, p=0.3, smoothing=2.0),
+    functools.partial(lp_float64, p=0.3, e=2.0),
+  ),
+}
+
+
+@pytest.mark.parametrize('name', COMPLEXITIES)
+def test_values_match_float64(name):
+  objective, reference = COMPLEXITIES[name]
+  params = random_params()
+  expected = sum(reference(np.asarray(x, np.float64)) for x in params.values())
+  value = objective(params)
+  assert value.dtype == jnp.float32
+  assert value.shape == ()
+  np.testing.assert_allclose(value, expected, rtol=2e-6)
+  np.testing.assert_allclose(
+    objective(params, mask=MASK),
+    reference(np.asarray(params['a'], np.float64)),
+    rtol=2e-6,
+  )
+
+
+@pytest.mark.parametrize('name', COMPLEXITIES)
+def test_gradients_match_finite_differences_in_float64(name):
+  objective, reference = COMPLEXITIES[name]
+  params = random_params()
+  grads = jax.grad(objective)(params)
+  for key, leaf in params.items():
+    assert np.abs(leaf).min() > 1e-3  # away from the kink of l1
+    expected = finite_difference(reference, leaf)
+    np.testing.assert_allclose(grads[key], expected, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('name', COMPLEXITIES)
+def test_leaves_outside_of_the_mask_have_no_gradient(name):
+  objective, _ = COMPLEXITIES[name]
+  params = random_params()
+  grads = jax.grad(objective)(params, mask=MASK)
+  np.testing.assert_array_equal(grads['b'], np.zeros(5))
+  np.testing.assert_array_equal(grads['a'], jax.grad(objective)(params)['a'])
+
+
+def test_gradient_of_the_stack_matches_finite_differences_in_float64():
+  batch = np.random.default_rng(1).normal(size=5)
+
+  def error(params, batch):
+    return jnp.sum(jnp.tanh(params['b'] * batch) ** 2)
+
+  params = random_params()
+  values, grads = mopt.value_and_stacked_grad(error, mopt.l2_norm_squared)(
+    params, jnp.asarray(batch, jnp.float32)
+  )
+  batch = np.asarray(jnp.asarray(batch, jnp.float32), np.float64)
+
+  def reference(w):
+    return (np.tanh(w * batch) ** 2).sum()
+
+  np.testing.assert_allclose(
+    grads['b'],
+    [
+      finite_difference(reference, params['b']),
+      finite_difference(l2_float64, params['b']),
+    ],
+    rtol=5e-5,
+  )
+  np.testing.assert_allclose(
+    values[0], reference(np.asarray(params['b'], np.float64)), rtol=1e-5
+  )
+
+
+ZEROS = jnp.array([-1.5, -0.0, 0.0, 1e-30, 3.0])
+SIGNS = np.array([-1.0, 0.0, 0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('transform', [lambda f: f, jax.jit], ids=['', 'jit'])
+def test_l1_subgradient_is_the_sign_and_zero_at_zero(transform, dtype):
+  grad = transform(jax.grad(mopt.l1_norm))(ZEROS.astype(dtype))
+  assert grad.dtype == dtype
+  np.testing.assert_array_equal(grad.astype(jnp.float32), SIGNS)
+
+
+def test_l1_subgradient_is_the_sign_under_vmap():
+  batch = jnp.stack([ZEROS, -ZEROS, 0 * ZEROS])
+  grads = jax.jit(jax.vmap(jax.grad(mopt.l1_norm)))(batch)
+  np.testing.assert_array_equal(grads, [SIGNS, -SIGNS, 0 * SIGNS])
+
+
+def test_l1_shows_values_that_are_not_finite():
+  assert np.isnan(mopt.l1_norm(jnp.array([1.0, jnp.nan])))
+  assert np.isposinf(mopt.l1_norm(jnp.array([1.0, -jnp.inf])))
+
+
+@pytest.mark.parametrize(
+  'objective', [mopt.l1_norm, mopt.l2_norm_squared], ids=['l1', 'l2']
+)
+def test_bfloat16_is_summed_in_float32(objective):
+  # A bfloat16 sum of ones stops at 256.
+  value = objective({'a': jnp.ones(3001, jnp.bfloat16)})
+  assert value.dtype == jnp.float32
+  assert float(value) == 3001.0
+  grad = jax.grad(objective)(jnp.ones(3, jnp.bfloat16))
+  assert grad.dtype == jnp.bfloat16
+
+
+def test_l2_squares_bfloat16_in_float32():
+  x = jnp.array([1.0078125], jnp.bfloat16)  # the square takes 15 bits
+  assert float(mopt.l2_norm_squared(x)) == 1.0078125**2
+
+
+def test_lp_norm_sums_bfloat16_in_float32():
+  value = mopt.lp_norm(jnp.ones(3001, jnp.bfloat16), p=0.5, smoothing=1e-6)
+  np.testing.assert_allclose(value, 3001 * (1 - 1e-3), rtol=1e-5)
+
+
+@pytest.mark.parametrize('p', [0.1, 0.5, 0.9])
+@pytest.mark.parametrize('smoothing', [1e-6, 1e-3, 1.0])
+def test_lp_norm_lies_within_its_smoothing_below_the_power(p, smoothing):
+  sizes = np.concatenate([[0.0], np.logspace(-9, 6, 61)]).astype(np.float32)
+  values = jax.vmap(lambda x: mopt.lp_norm(x, p=p, smoothing=smoothing))(
+    jnp.asarray(sizes)
+  )
+  power = sizes.astype(np.float64) ** p
+  rounding = 1e-5 * power + 1e-7 * smoothing**p
+  assert (values <= power + rounding).all()
+  assert (values >= power - smoothing**p - rounding).all()
+  assert values[0] == 0
+  assert (np.diff(np.asarray(values)) > 0)[20:].all()
+
+
+@pytest.mark.parametrize('transform', [lambda f: f, jax.jit], ids=['', 'jit'])
+def test_lp_norm_is_at_rest_at_zero(transform):
+  grad = transform(jax.grad(functools.partial(mopt.lp_norm, p=0.5)))
+  np.testing.assert_array_equal(grad(jnp.array([0.0, -0.0])), [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'match'),
+  [
+    ({'p': 0.0}, 'p must lie between'),
+    ({'p': 1.0}, 'p must lie between'),
+    ({'p': float('nan')}, 'p must lie between'),
+    ({'p': 0.5, 'smoothing': 0.0}, 'smoothing must be positive'),
+    ({'p': 0.5, 'smoothing': float('nan')}, 'smoothing must be positive'),
+  ],
+)
+def test_lp_norm_refuses_bad_arguments(kwargs, match):
+  with pytest.raises(ValueError, match=match):
+    mopt.lp_norm(jnp.ones(2), **kwargs)
+
+
+@pytest.mark.parametrize('transform', [lambda f: f, jax.jit], ids=['', 'jit'])
+def test_count_nonzero_counts_in_total_and_for_each_leaf(transform):
+  params = {
+    'a': {'kernel': jnp.array([[0.0, -0.0, 1e-37], [jnp.nan, jnp.inf, 2.0]])},
+    'b': jnp.array([0, 3, 0]),
+    'c': jnp.zeros((0, 4)),
+  }
+  count = transform(mopt.count_nonzero)(params)
+  assert int(count.total) == 5
+  assert count.total.dtype == jnp.int32
+  expected = {'a/kernel': 4, 'b': 1, 'c': 0}
+  assert {k: int(v) for k, v in count.per_leaf.items()} == expected
+
+
+def test_count_nonzero_lists_the_masked_leaves_only():
+  count = mopt.count_nonzero(random_params(), MASK)
+  assert list(count.per_leaf) == ['a']
+  assert int(count.total) == 12
+
+
+def test_stack_adds_a_leading_axis():
+  first, second = random_params(), random_params(jnp.float32)
+  second = jax.tree.map(lambda x: -x, second)
+  stacked = mopt.stack(first, second, first)
+  assert stacked['a'].shape == (3, 4, 3)
+  np.testing.assert_array_equal(stacked['a'][1], second['a'])
+  np.testing.assert_array_equal(stacked['b'][2], first['b'])
+
+
+@pytest.mark.parametrize(
+  ('grads', 'match'),
+  [
+    ([], 'at least 2'),
+    ([{'a': jnp.ones(1)}], 'at least 2'),
+    ([{'a': jnp.ones(1)}, {'b': jnp.ones(1)}], 'gradient 1'),
+    ([{'a': jnp.ones(1)}, {'a': jnp.ones(2)}], 'shape'),
+  ],
+)
+def test_stack_refuses_gradients_that_do_not_match(grads, match):
+  with pytest.raises(ValueError, match=match):
+    mopt.stack(*grads)
+
+
+def network(params, batch):
+  inputs, targets = batch
+  hidden = jnp.tanh(inputs @ params['w1'])
+  return jnp.mean((hidden @ params['w2'] - targets) ** 2)
+
+
+def network_and_batch():
+  rng = np.random.default_rng(2)
+
+  def draw(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  params = {'w1': draw(3, 4), 'w2': draw(4, 2)}
+  return params, (draw(6, 3), draw(6, 2))
+
+
+@pytest.mark.parametrize('transform', [lambda f: f, jax.jit], ids=['', 'jit'])
+def test_value_and_stacked_grad_equals_separate_gradients(transform):
+  params, batch = network_and_batch()
+
+  def mean(params, batch):
+    return jnp.mean(batch[0] @ params['w1'])
+
+  objectives = network, mean, mopt.l1_norm
+  grad_fn = transform(mopt.value_and_stacked_grad(*objectives))
+  values, grads = grad_fn(params, batch)
+  assert values.shape == (3,)
+  assert values.dtype == jnp.float32
+  separate = [
+    jax.value_and_grad(network)(params, batch),
+    jax.value_and_grad(mean)(params, batch),
+    jax.value_and_grad(mopt.l1_norm)(params),
+  ]
+  for j, (value, grad) in enumerate(separate):
+    np.testing.assert_allclose(values[j], value, rtol=1e-6)
+    for key in params:
+      np.testing.assert_allclose(grads[key][j], grad[key], rtol=1e-5, atol=1e-7)
+
+
+def with_aux(params, batch):
+  return network(params, batch), {'samples': len(batch[0])}
+
+
+def test_aux_of_all_objectives():
+  params, batch = network_and_batch()
+
+  def l1_aux(params):
+    return (mopt.l1_norm(params), 'l1')
+
+  grad_fn = mopt.value_and_stacked_grad(with_aux, l1_aux, has_aux=True)
+  (values, aux), grads = grad_fn(params, batch)
+  assert aux == ({'samples': 6}, 'l1')
+  expected, stacked = mopt.value_and_stacked_grad(network, mopt.l1_norm)(
+    params, batch
+  )
+  np.testing.assert_array_equal(values, expected)
+  np.testing.assert_array_equal(grads['w1'], stacked['w1'])
+
+
+@pytest.mark.parametrize('flags', [(True, False), [True, False]])
+def test_aux_of_some_objectives(flags):
+  params, batch = network_and_batch()
+  grad_fn = mopt.value_and_stacked_grad(with_aux, mopt.l1_norm, has_aux=flags)
+  (values, aux), grads = grad_fn(params, batch)
+  assert values.shape == (2,)
+  assert aux == ({'samples': 6}, None)
+  assert grads['w2'].shape == (2, 4, 2)
+
+
+@pytest.mark.parametrize('flags', [(True,), (True, False, False), ()])
+def test_aux_flags_of_another_length_are_refused(flags):
+  with pytest.raises(ValueError, match='has_aux'):
+    mopt.value_and_stacked_grad(network, mopt.l1_norm, has_aux=flags)
+
+
+@pytest.mark.parametrize('objectives', [(), (mopt.l1_norm,)])
+def test_fewer_than_two_objectives_are_refused(objectives):
+  with pytest.raises(ValueError, match='at least 2'):
+    mopt.value_and_stacked_grad(*objectives)
+
+
+W1_ONLY = {'w1': True, 'w2': False}
+PARAMETERS_ALONE = {
+  'bare_l1': (mopt.l1_norm, mopt.l1_norm),
+  'bare_l2': (mopt.l2_norm_squared, mopt.l2_norm_squared),
+  'partial_mask': (functools.partial(mopt.l1_norm, mask=W1_ONLY),) * 2,
+  'partial_p': (functools.partial(mopt.lp_norm, p=0.5),) * 2,
+  'function': (lambda params: jnp.sum(params['w1'] ** 3),) * 2,
+  'takes_the_batch': (
+    lambda params, batch: jnp.sum(params['w1'] ** 3),
+    lambda params: jnp.sum(params['w1'] ** 3),
+  ),
+  'takes_anything': (
+    lambda params, *args: jnp.sum(params['w1'] ** 3),
+    lambda params: jnp.sum(params['w1'] ** 3),
+  ),
+}
+
+
+@pytest.mark.parametrize('name', PARAMETERS_ALONE)
+def test_an_objective_may_ignore_the_batch(name):
+  objective, reference = PARAMETERS_ALONE[name]
+  params, batch = network_and_batch()
+  values, grads = mopt.value_and_stacked_grad(network, objective)(params, batch)
+  np.testing.assert_allclose(values[1], reference(params), rtol=1e-6)
+  expected = jax.grad(reference)(params)
+  for key in params:
+    np.testing.assert_allclose(grads[key][1], expected[key], rtol=1e-6)
+
+
+def test_several_arguments_reach_the_objective():
+  def error(params, x, y, scale):
+    return scale * jnp.sum(params * x - y)
+
+  values, grads = mopt.value_and_stacked_grad(error, mopt.l1_norm)(
+    jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]), 1.0, scale=2.0
+  )
+  np.testing.assert_allclose(values, [18.0, 3.0])
+  np.testing.assert_allclose(grads, [[6.0, 8.0], [1.0, 1.0]])
+
+
+def test_a_keyword_argument_reaches_an_objective_that_asks_for_it():
+  def error(params, *, batch):
+    return jnp.sum(params * batch)
+
+  values, _ = mopt.value_and_stacked_grad(error, mopt.l1_norm)(
+    jnp.array([1.0, 2.0]), batch=jnp.array([3.0, 4.0])
+  )
+  np.testing.assert_allclose(values, [11.0, 3.0])
+
+
+def count_dots(jaxpr) -> int:
+  return len(re.findall(r'\bdot_general\[', str(jaxpr)))
+
+
+def test_l1_adds_no_evaluation_of_the_network():
+  params, batch = network_and_batch()
+  one = jax.make_jaxpr(jax.value_and_grad(network))(params, batch)
+  two = jax.make_jaxpr(mopt.value_and_stacked_grad(network, mopt.l1_norm))(
+    params, batch
+  )
+  assert count_dots(one) == 5  # 2 forward, 3 backward
+  assert count_dots(two) == 5
+
+
+def test_the_compiler_shares_a_common_forward_pass():
+  params, batch = network_and_batch()
+
+  def quartic(params, batch):
+    return jnp.mean(
+      (jnp.tanh(batch[0] @ params['w1']) @ params['w2'] - batch[1]) ** 4
+    )
+
+  grad_fn = mopt.value_and_stacked_grad(network, quartic)
+  compiled = jax.jit(grad_fn).lower(params, batch).compile().as_text()
+  assert len(re.findall(r'= \S+ dot\(', compiled)) == 8  # 2 forward, 2 * 3

@@ -1,0 +1,127 @@
+"""Learning-rate schedules against numbers worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mopt
+
+# t = start - (start - end) / (1 + exp(-z)), z = (k - 0.75 K) / (0.075 K), for
+# start = 1e-3 and end = 1e-4. At K: z = 0.25 / 0.075 = 10 / 3 and
+# 1 / (1 + exp(-10/3)) = 0.9655548, so t = 1.3100068e-4 whatever K is.
+BY_HAND = [
+  # K = 30: z = (1 - 22.5) / 2.25 = -9.5555556, fraction 7.0802e-5.
+  (30, 1, 9.99936278e-4),
+  (30, 22.5, 5.5e-4),
+  (30, 30, 1.31000676e-4),
+  # K = 125: z = (1 - 93.75) / 9.375 = -9.8933333, fraction 5.0508e-5.
+  (125, 1, 9.99954543e-4),
+  (125, 93.75, 5.5e-4),
+  (125, 125, 1.31000676e-4),
+]
+
+
+@pytest.mark.parametrize(('steps', 'count', 'expected'), BY_HAND)
+def test_logistic_drop_has_the_value_worked_out_by_hand(steps, count, expected):
+  rate = mopt.logistic_drop(1e-3, 1e-4, steps)(count)
+  np.testing.assert_allclose(rate, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize('steps', [1, 30, 125, 10_000])
+def test_logistic_drop_matches_the_formula_in_float64(steps):
+  count = np.arange(0, 2 * steps + 1, max(steps // 50, 1))
+  z = np.exp((count - 0.75 * steps) / (0.075 * steps))
+  expected = 1e-3 - (1e-3 - 1e-4) * z / (z + 1)
+  rates = jax.vmap(mopt.logistic_drop(1e-3, 1e-4, steps))(jnp.asarray(count))
+  np.testing.assert_allclose(rates, expected, rtol=2e-6)
+
+
+ULP = np.spacing(np.float32(1e-3))  # the rounding of the first rate
+
+
+def test_logistic_drop_never_rises_and_stays_between_its_ends():
+  rates = np.asarray(mopt.logistic_drop(1e-3, 1e-4, 300)(jnp.arange(601)))
+  assert (np.diff(rates) <= ULP).all()
+  assert rates[0] <= np.float32(1e-3)
+  assert rates[-1] >= np.float32(1e-4)
+  assert (np.diff(rates)[100:300] < 0).all()
+
+
+def test_logistic_drop_may_rise_where_it_is_told_to():
+  rates = np.asarray(mopt.logistic_drop(1e-4, 1e-3, 300)(jnp.arange(601)))
+  assert (np.diff(rates) >= -ULP).all()
+  np.testing.assert_allclose(rates[[0, -1]], [1e-4, 1e-3], rtol=1e-3)
+
+
+def test_logistic_drop_saturates_where_exp_would_overflow():
+  rate = mopt.logistic_drop(1e-3, 1e-4, 1)
+  huge = jnp.array([2**31 - 1, 10**6], jnp.int32)
+  np.testing.assert_allclose(jax.jit(rate)(huge), [1e-4, 1e-4], rtol=1e-6)
+  np.testing.assert_allclose(rate(-1e30), 1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.01, 3.0])
+def test_inverse_time_decay_matches_equation_9(decay):
+  count = np.arange(200)
+  rates = mopt.inverse_time_decay(0.1, decay)(jnp.arange(200))
+  rates = np.broadcast_to(rates, 200)
+  np.testing.assert_allclose(rates, 0.1 / (1 + decay * count), rtol=1e-6)
+
+
+def test_by_epoch_holds_the_rate_within_an_epoch():
+  rate = mopt.by_epoch(mopt.logistic_drop(1e-3, 1e-4, 3), steps_per_epoch=4)
+  rates = np.asarray(rate(jnp.arange(12))).reshape(3, 4)
+  assert (rates == rates[:, :1]).all()
+  expected = [float(mopt.logistic_drop(1e-3, 1e-4, 3)(k)) for k in (1, 2, 3)]
+  np.testing.assert_allclose(rates[:, 0], expected, rtol=1e-6)
+
+
+def test_by_epoch_counts_from_the_epoch_it_is_told():
+  rate = mopt.by_epoch(lambda epoch: epoch, steps_per_epoch=10, first=0)
+  assert [int(rate(k)) for k in (0, 9, 10, 25)] == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+  ('make', 'match'),
+  [
+    (lambda: mopt.logistic_drop(0.0, 1e-4, 10), 'init_value must be positive'),
+    (lambda: mopt.logistic_drop(1e-3, -1e-4, 10), 'end_value must be positive'),
+    (lambda: mopt.logistic_drop(float('nan'), 1, 10), 'init_value'),
+    (lambda: mopt.logistic_drop(1e-3, 1e-4, 0), 'transition_steps'),
+    (lambda: mopt.inverse_time_decay(-1.0, 0.1), 'init_value must be positive'),
+    (lambda: mopt.inverse_time_decay(1.0, -0.1), 'decay must not be negative'),
+    (lambda: mopt.inverse_time_decay(1.0, float('nan')), 'decay'),
+    (lambda: mopt.by_epoch(lambda k: k, 0), 'steps_per_epoch'),
+  ],
+)
+def test_bad_arguments_are_refused(make, match):
+  with pytest.raises(ValueError, match=match):
+    make()
+
+
+@pytest.mark.parametrize(
+  'schedule',
+  [
+    mopt.logistic_drop(1e-1, 1e-2, 8),
+    mopt.inverse_time_decay(1e-1, 0.5),
+    mopt.by_epoch(mopt.logistic_drop(1e-1, 1e-2, 4), steps_per_epoch=2),
+  ],
+  ids=['logistic_drop', 'inverse_time_decay', 'by_epoch'],
+)
+def test_schedules_are_learning_rates_of_optax_under_jit(schedule):
+  tx = optax.sgd(schedule)
+  params = jnp.zeros(2)
+
+  @jax.jit
+  def run(state):
+    def step(state, _):
+      return tx.update(jnp.ones(2), state, params)[::-1]
+
+    return jax.lax.scan(step, state, length=8)[1]
+
+  updates = run(tx.init(params))
+  expected = [-float(schedule(k)) for k in range(8)]
+  np.testing.assert_allclose(updates[:, 0], expected, rtol=1e-6)
+  assert len(set(expected)) > 1
