@@ -63,8 +63,19 @@ def aggregate(
             lambda batch: grad_fn(params, batch), micro_batches)
         return jax.tree.map(lambda x: x.mean(axis=0), (values, grads))
 
+  * `optax.inject_hyperparams` takes every callable for a schedule: name the
+    others, `static_args=('weighting', 'num_objectives')`.
+
   A gradient that is not finite makes the min-norm weights, and so the whole
-  update, NaN; `optax.apply_if_finite` around the chain skips such a step.
+  update, NaN. `optax.apply_if_finite` fails around a chain that begins with
+  stacked gradients; to skip such a step, keep what was before it:
+
+  .. code-block:: python
+
+    finite = jnp.isfinite(mopt.gramian(grads)).all()
+    params, state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (new_params, new_state), (params, state))
 
   Args:
     weighting: function from the Gramian `[m, m]` to weights `[m]`, such as
@@ -77,7 +88,8 @@ def aggregate(
 
   Returns:
     A `GradientTransformationExtraArgs` whose state is an `AggregateState`;
-    `optax.tree.get(state, 'weights')` reads the last weights from any chain.
+    `optax.tree.get(state, 'AggregateState').weights` reads the last weights
+    from any chain.
 
   Raises:
     ValueError: for `num_objectives` < 2 or what is not a weighting or a
@@ -95,7 +107,8 @@ def aggregate(
     >>> params = {'w': jnp.zeros(2)}
     >>> grads = {'w': jnp.array([[3., 0.], [0., 1.]])}  # stacked: [m, 2]
     >>> updates, state = tx.update(grads, tx.init(params), params)
-    >>> print(updates['w'], optax.tree.get(state, 'weights'))
+    >>> weights = optax.tree.get(state, 'AggregateState').weights
+    >>> print(updates['w'], weights)
     [-0.01 -0.09] [0.1 0.9]
 
   References:

@@ -45,7 +45,7 @@ def smgd(
     >>> grads = mopt.stack(jnp.array([2.0]), jnp.array([1.0]))
     >>> tx = mopt.smgd(learning_rate=0.5)
     >>> updates, state = tx.update(grads, tx.init(params), params)
-    >>> print(updates, optax.tree.get(state, 'weights'))
+    >>> print(updates, optax.tree.get(state, 'AggregateState').weights)
     [-0.5] [0. 1.]
 
   References:

@@ -56,15 +56,42 @@ def _is_kernel(path: str) -> bool:
   return path.rsplit('/', 1)[-1] == 'kernel'
 
 
-# The weights that the paper counts, penalises and prunes (section 6.1).
-dense_kernels = mask_by_path(
-  lambda path, leaf: _is_kernel(path) and leaf.ndim == 2
-)
+def dense_kernels(params: PyTree) -> PyTree:
+  """Mask of the kernels of dense layers: leaves `kernel` with two axes.
 
-# The weights under the paper's l2 regularization (section 6.1).
-conv_kernels = mask_by_path(
-  lambda path, leaf: _is_kernel(path) and leaf.ndim > 2
-)
+  These are the weights that the paper counts, penalises and prunes.
+
+  Args:
+    params: a parameter tree (arrays or shapes), named as Flax does.
+
+  Returns:
+    A tree of booleans.
+
+  References:
+    Reiners et al., 2020, section 6.1.
+  """
+  return mask_by_path(lambda path, x: _is_kernel(path) and np.ndim(x) == 2)(
+    params
+  )
+
+
+def conv_kernels(params: PyTree) -> PyTree:
+  """Mask of the kernels of convolutions: leaves `kernel` with more axes.
+
+  These are the weights under the paper's l2 regularization.
+
+  Args:
+    params: a parameter tree (arrays or shapes), named as Flax does.
+
+  Returns:
+    A tree of booleans.
+
+  References:
+    Reiners et al., 2020, section 6.1.
+  """
+  return mask_by_path(lambda path, x: _is_kernel(path) and np.ndim(x) > 2)(
+    params
+  )
 
 
 def resolve_mask(mask: Mask, tree: PyTree) -> PyTree:

@@ -188,6 +188,15 @@ def _two_weights(gramian: jax.Array) -> jax.Array:
   return jnp.stack([first_weight, second_weight])
 
 
+# On about normalised gradients. The ridge on the diagonal bounds a solution
+# that would grow without end where gradients span 0; the others sit above it.
+_RIDGE = 1e-12
+_SLOPE_TOLERANCE = 1e-11
+_VANISHING = 1e-10
+# Least curvature of an exchange, see `_principal_pivot`.
+_CURVATURE = 1e-11
+
+
 class _Search(NamedTuple):
   """Where the active-set method stands; a pair of floats for each number."""
 
@@ -218,9 +227,7 @@ def _active_set_weights(gramian: jax.Array) -> jax.Array:
   unit = jnp.ldexp(jnp.ones(m), exponent)
   scaled = gramian * unit[:, None] * unit[None, :]
   zero = jnp.zeros_like(scaled)
-  # Gradients that span 0 would let u grow without bound. The ridge bounds it,
-  # and costs about 1e-12 of the shortest gradient's square.
-  high, low = _add((scaled, zero), (1e-12 * jnp.eye(m), zero))
+  high, low = _add((scaled, zero), (_RIDGE * jnp.eye(m), zero))
   table = (
     jnp.concatenate([high, -scale[:, None]], axis=1),
     jnp.concatenate([low, zero[:, :1]], axis=1),
@@ -239,10 +246,8 @@ def _active_set_weights(gramian: jax.Array) -> jax.Array:
       done=jnp.zeros((), bool),
     ),
   )
-  weights = scale * final.best
-  weights = weights / jnp.sum(weights)
-  # A zero gradient is the shortest vector there is.
-  return jnp.where(jnp.min(diagonal) > 0, weights, start)
+  weights = scale * (final.best / jnp.max(final.best))
+  return weights / jnp.sum(weights)
 
 
 def _exchange(scale: jax.Array, search: _Search) -> _Search:
@@ -260,7 +265,11 @@ def _exchange(scale: jax.Array, search: _Search) -> _Search:
   progress = feasible & _less(search.gain, gain)
   slope = jnp.where(active, jnp.inf, last[0])
   entering = jnp.argmin(slope)
-  done = feasible & (~(slope[entering] < 0) | ~progress)
+  optimal = ~(slope[entering] < -_SLOPE_TOLERANCE * scale[entering])
+  # 1 / s'u is the square of the shortest vector: as good as zero, in units of
+  # the shortest gradient, where rounding has the last word.
+  vanishing = gain[0] > 1 / _VANISHING
+  done = feasible & (optimal | ~progress | vanishing)
   # Where the optimum is out of reach: walk there until a weight gets to 0.
   step = jnp.where(blocked, u / jnp.where(blocked, u - target, 1), jnp.inf)
   step = jnp.where(blocked & ~(step >= 0), 0, step)  # 0 / 0
@@ -285,9 +294,9 @@ def _principal_pivot(table: _Double, k: jax.Array) -> _Double:
   pivot = (row[0][k], row[1][k])
   # Of a rank-deficient Gramian, rounding may leave a curvature below zero. It
   # is lifted, as if the diagonal of C had been that much larger.
-  flat = ~(pivot[0] > 1e-9)
+  flat = ~(pivot[0] > _CURVATURE)
   reciprocal = _reciprocal(
-    _select(flat, (jnp.float32(1e-9), jnp.float32(0)), pivot)
+    _select(flat, (jnp.float32(_CURVATURE), jnp.float32(0)), pivot)
   )
   scaled_column = _mul(column, reciprocal)
   update = _mul(

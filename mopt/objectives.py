@@ -6,6 +6,7 @@ m, `[m, *param.shape]`: the form that `mopt.aggregate` takes.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -50,21 +51,21 @@ def stack(*grads: PyTree) -> PyTree:
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
 
 
-def _takes_arguments(objective: Objective) -> bool:
-  """Whether an objective accepts anything after its parameters."""
-  if objective in (l1_norm, l2_norm_squared):
-    return False  # their second argument is a mask, not a batch
+def _is_of_params_alone(objective: Objective) -> bool:
+  """Whether an objective has no room for anything but its parameters."""
+  function, bound = objective, {}
+  while isinstance(function, functools.partial):
+    bound |= function.keywords
+    function = function.func
+  function = inspect.unwrap(function)  # of jax.jit, say
+  if function in (l1_norm, l2_norm_squared, lp_norm):
+    return True  # what else they take is a mask, not a batch
   try:
-    parameters = inspect.signature(objective).parameters.values()
+    parameters = inspect.signature(objective).parameters
   except (TypeError, ValueError):  # a builtin: no signature to read
-    return True
-  positional = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-  )
-  return (
-    any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters)
-    or sum(p.kind in positional for p in parameters) > 1
+    return False
+  return len(parameters.keys() - bound.keys()) == 1 and all(
+    p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()
   )
 
 
@@ -118,16 +119,16 @@ def value_and_stacked_grad(
       f'has_aux must be a boolean or one for each of the {m} objectives, '
       f'got {len(flags)}.'
     )
-  takes_arguments = [_takes_arguments(objective) for objective in objectives]
+  params_alone = [_is_of_params_alone(objective) for objective in objectives]
 
   def value_and_grads(params: PyTree, *args: Any, **kwargs: Any):
     values, auxes, grads = [], [], []
-    for objective, aux_flag, takes in zip(objectives, flags, takes_arguments):
+    for objective, aux_flag, alone in zip(objectives, flags, params_alone):
       function = jax.value_and_grad(objective, has_aux=aux_flag)
-      if takes:
-        value, grad = function(params, *args, **kwargs)
-      else:
+      if alone:
         value, grad = function(params)
+      else:
+        value, grad = function(params, *args, **kwargs)
       value, aux = value if aux_flag else (value, None)
       values.append(jnp.asarray(value, jnp.float32))
       auxes.append(aux)

@@ -78,9 +78,10 @@ def prune_by_magnitude(
   The update of a weight that would end below the threshold becomes `-w`, so
   that `optax.apply_updates` gives exactly +0.0 and needs no second hook. Other
   updates pass through, cast to the dtype of their parameter. Moments of the
-  optimizer are untouched, and a weight may come back: from zero, one step of
-  Adam or RMSProp moves it by at most 3.2 learning rates, so that below
-  `threshold / 3.2` soft pruning becomes final.
+  optimizer are untouched, and a weight may come back. How far one step moves
+  it from zero depends on the rate: by at most 3.2 learning rates with RMSProp,
+  and with Adam's defaults by 3.2 for a gradient after silence and 7.3 at the
+  most, for gradients that grow. A falling rate thus makes soft pruning final.
 
   It must be the last of a chain. Whatever follows it, a learning rate say,
   rescales its updates, and nothing is zero then. Under jit a compiler may
@@ -140,7 +141,8 @@ def prune_by_magnitude(
     due = True if every == 1 else count % every == 0
 
     def prune_leaf(update, param, is_chosen):
-      update = update.astype(param.dtype)
+      param = jnp.asarray(param)
+      update = jnp.asarray(update, param.dtype)
       if not is_chosen:
         return update
       # The sum as apply_updates computes it.

@@ -40,23 +40,20 @@ def fixed_weights(weights: jax.typing.ArrayLike) -> Weighting:
   References:
     Reiners et al., 2020, equations (2) and (7).
   """
-  shape = np.shape(weights)
-  if len(shape) != 1 or shape[0] < 2:
-    raise ValueError(f'weights must be [m] with m >= 2, got shape {shape}.')
-  if not isinstance(weights, jax.core.Tracer):
-    known = np.asarray(weights, np.float64)
-    if not (np.isfinite(known).all() and (known >= 0).all()):
-      raise ValueError(
-        f'weights must be finite and non-negative, got {known.tolist()}.'
-      )
-  weights = jnp.asarray(weights, jnp.float32)
+  traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(weights))
+  values = jnp.asarray(weights, jnp.float32)
+  if values.ndim != 1 or len(values) < 2:
+    raise ValueError(
+      f'weights must be [m] with m >= 2, got shape {values.shape}.'
+    )
+  if not traced and not (np.isfinite(values) & (values >= 0)).all():
+    raise ValueError(f'weights must be finite and non-negative, got {weights}.')
 
   def weighting(gramian: jax.Array) -> jax.Array:
-    if gramian.shape != 2 * weights.shape:
+    if gramian.shape != 2 * values.shape:
       raise ValueError(
-        f'{weights.shape[0]} weights cannot serve {gramian.shape[0]} '
-        'objectives.'
+        f'{len(values)} weights cannot serve {len(gramian)} objectives.'
       )
-    return weights
+    return values
 
   return weighting

@@ -403,16 +403,32 @@ def test_a_gradient_that_is_not_finite_makes_the_whole_update_nan(m, value):
   assert all(np.isnan(x).all() for x in jax.tree.leaves(updates))
 
 
-def test_apply_if_finite_around_the_chain_skips_the_step():
-  tx = optax.apply_if_finite(mopt.madam(0.1), max_consecutive_errors=3)
+def test_a_step_that_is_not_finite_can_be_skipped():
+  """By the recipe of the docstring, for optax.apply_if_finite fails."""
   params, grads = random_tree(0), random_tree(1, 2)
-  _, state = tx.update(grads, tx.init(params), params)
+  around = optax.apply_if_finite(mopt.madam(0.1), max_consecutive_errors=3)
+  with pytest.raises(TypeError, match='equal output types'):
+    around.update(grads, around.init(params), params)
+
+  tx = mopt.madam(0.1)
+
+  @jax.jit
+  def step(params, state, grads):
+    updates, new_state = tx.update(grads, state, params)
+    new_params = optax.apply_updates(params, updates)
+    finite = jnp.isfinite(mopt.gramian(grads)).all()
+    return jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (new_params, new_state),
+      (params, state),
+    )
+
+  first = step(params, tx.init(params), grads)
   broken = dict(grads, bias=grads['bias'].at[1, 0].set(jnp.nan))
-  updates, skipped = tx.update(broken, state, params)
-  assert_trees_close(updates, jax.tree.map(jnp.zeros_like, params))
-  assert_trees_close(skipped.inner_state, state.inner_state)
-  updates, _ = tx.update(grads, skipped, params)
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(updates))
+  assert_trees_close(step(*first, broken), first)
+  second = step(*first, grads)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(second[0]))
+  assert not np.array_equal(second[0]['bias'], first[0]['bias'])
 
 
 # -- Fixed weights ------------------------------------------------------------

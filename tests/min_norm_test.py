@@ -370,8 +370,9 @@ def test_derivatives_of_a_pair_inside_match_the_closed_form():
 
 
 @pytest.mark.parametrize('m', [3, 5])
-def test_a_zero_gradient_takes_all_weight(m):
-  gradients = np.random.default_rng(0).normal(size=(m, 6))
+@pytest.mark.parametrize('scale', [1e-15, 1.0, 1e15])
+def test_a_zero_gradient_takes_all_weight(m, scale):
+  gradients = scale * np.random.default_rng(0).normal(size=(m, 6))
   gradients[1] = 0
   weights = solve(to_gramians(gradients))
   np.testing.assert_array_equal(weights, np.eye(m)[1])

@@ -346,7 +346,7 @@ def _step(
   gramian = mopt.gramian(grads)
   norms = jnp.sqrt(jnp.diagonal(gramian))
   product = norms[0] * norms[1]
-  weights = optax.tree.get(opt_state, 'weights')
+  weights = optax.tree.get(opt_state, 'AggregateState').weights
   return State(params, opt_state), Metrics(
     objective_1=values[0],
     objective_2=values[1],
