@@ -11,6 +11,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+_CHANNELS_LAST = jax.lax.conv_dimension_numbers(
+  (1, 1, 1, 1), (1, 1, 1, 1), ('NHWC', 'HWIO', 'NHWC')
+)
+
 
 def conv_general_dilated(
   lhs: jax.Array,
@@ -36,7 +40,7 @@ def conv_general_dilated(
     padding: likewise.
     lhs_dilation: likewise.
     rhs_dilation: likewise.
-    dimension_numbers: likewise; channels last.
+    dimension_numbers: likewise; the slices want channels last.
     feature_group_count: likewise.
     precision: likewise.
 
@@ -45,6 +49,11 @@ def conv_general_dilated(
   """
   plain = (
     rhs.ndim == 4
+    and jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    == _CHANNELS_LAST
+    and lhs.dtype == rhs.dtype
+    and all(k <= n for k, n in zip(rhs.shape[:2], lhs.shape[1:3]))
+    and (isinstance(padding, str) or all(min(pair) >= 0 for pair in padding))
     and feature_group_count == 1
     and all(n == 1 for n in window_strides)
     and all(n == 1 for n in lhs_dilation or ())
@@ -104,9 +113,16 @@ def shifted_conv(
   if channels == 1:
     # Products with one channel need no copy: they fuse into one loop.
     entries = kernel.reshape(rows * columns, features)
-    return functools.reduce(
-      jnp.add, (x @ entry[None] for x, entry in zip(slices, entries))
+    terms = (
+      jnp.matmul(
+        x,
+        entry[None],
+        precision=precision,
+        preferred_element_type=jnp.float32,
+      )
+      for x, entry in zip(slices, entries)
     )
+    return functools.reduce(jnp.add, terms).astype(images.dtype)
   return jnp.matmul(
     jnp.concatenate(slices, axis=-1),
     kernel.reshape(rows * columns * channels, features),

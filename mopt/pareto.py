@@ -154,7 +154,10 @@ def knee(
         f'{front[:, 1].min()}.'
       )
     front = np.column_stack([front[:, 0], np.log(front[:, 1])])
-  x, y = ((front - front.min(axis=0)) / np.ptp(front, axis=0)).T
+  extent = np.ptp(front, axis=0)
+  if not extent.all():
+    return None  # logarithms so close that they round to one number
+  x, y = ((front - front.min(axis=0)) / extent).T
   if method == 'chord':
     bulge = (1 - x - y) / np.sqrt(2)
   else:

@@ -158,11 +158,26 @@ def prune_by_magnitude(
 
 def _count(params: PyTree, chosen: PyTree) -> jax.Array:
   counts = jax.tree.map(
-    lambda x, is_chosen: jnp.sum(x != 0, dtype=jnp.int32) if is_chosen else 0,
+    lambda x, is_chosen: _count_leaf(jnp.asarray(x)) if is_chosen else 0,
     params,
     chosen,
   )
   return sum(jax.tree.leaves(counts), jnp.zeros((), jnp.int32))
+
+
+def _count_leaf(x: jax.Array) -> jax.Array:
+  # Nonzeros and zeros in one reduction. XLA splits a single large sum on CPUs
+  # and writes its terms to memory for that, which at 1e7 weights took 55 ms;
+  # a reduction of two arrays it leaves whole: 2 ms.
+  zero = jnp.int32(0)
+  nonzeros, zeros = jax.lax.reduce(
+    ((x != 0).astype(jnp.int32), (x == 0).astype(jnp.int32)),
+    (zero, zero),
+    lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    tuple(range(x.ndim)),
+  )
+  # Both are used, or the compiler would drop one. NaN differs from zero.
+  return (nonzeros + x.size - zeros) // 2
 
 
 def _check_threshold(threshold: jax.typing.ArrayLike) -> None:

@@ -247,7 +247,7 @@ def _table(rows: Sequence[dict[str, Any]], split: str) -> Table:
   for row in rows:
     notes = [
       'collapsed' if results.is_collapsed(row) else '',
-      'front' if row['pareto'] else '',
+      'front' if row['pareto'] and not row['knee'] else '',
       'knee' if row['knee'] else '',
     ]
     table.add_row(
