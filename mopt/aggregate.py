@@ -161,9 +161,12 @@ def weighted_sum(weights: jax.Array, stacked: Any) -> Any:
 
   def combine(leaf):
     # Products and sums of elements, for a matrix product would round them to
-    # TF32 or bfloat16 where the platform does so by default.
-    terms = (w * x.astype(jnp.float32) for w, x in zip(weights, leaf))
-    return functools.reduce(jnp.add, terms).astype(leaf.dtype)
+    # TF32 or bfloat16 where the platform does so by default. Weighed before it
+    # is taken apart, the leaf need not be written to memory on CPUs.
+    weighed = leaf.astype(jnp.float32) * weights.reshape(
+      -1, *(1,) * (leaf.ndim - 1)
+    )
+    return functools.reduce(jnp.add, list(weighed)).astype(leaf.dtype)
 
   return jax.tree.map(combine, stacked)
 
