@@ -40,14 +40,18 @@ def fixed_weights(weights: jax.typing.ArrayLike) -> Weighting:
   References:
     Reiners et al., 2020, equations (2) and (7).
   """
-  traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(weights))
   values = jnp.asarray(weights, jnp.float32)
   if values.ndim != 1 or len(values) < 2:
     raise ValueError(
       f'weights must be [m] with m >= 2, got shape {values.shape}.'
     )
-  if not traced and not (np.isfinite(values) & (values >= 0)).all():
-    raise ValueError(f'weights must be finite and non-negative, got {weights}.')
+  # What is not traced can be looked at, within a traced function too.
+  if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(weights)):
+    known = np.asarray(weights, np.float64)
+    if not (np.isfinite(known) & (known >= 0)).all():
+      raise ValueError(
+        f'weights must be finite and non-negative, got {known.tolist()}.'
+      )
 
   def weighting(gramian: jax.Array) -> jax.Array:
     if gramian.shape != 2 * values.shape:
