@@ -52,8 +52,13 @@ def mask_by_path(
   return mask_fn
 
 
-def _is_kernel(path: str) -> bool:
-  return path.rsplit('/', 1)[-1] == 'kernel'
+def _kernels(params: PyTree, wanted: Callable[[int], bool]) -> PyTree:
+  """Mask of the leaves named `kernel` whose number of axes is wanted."""
+
+  def predicate(path, leaf):
+    return path.rsplit('/', 1)[-1] == 'kernel' and wanted(np.ndim(leaf))
+
+  return mask_by_path(predicate)(params)
 
 
 def dense_kernels(params: PyTree) -> PyTree:
@@ -70,9 +75,7 @@ def dense_kernels(params: PyTree) -> PyTree:
   References:
     Reiners et al., 2020, section 6.1.
   """
-  return mask_by_path(lambda path, x: _is_kernel(path) and np.ndim(x) == 2)(
-    params
-  )
+  return _kernels(params, lambda axes: axes == 2)
 
 
 def conv_kernels(params: PyTree) -> PyTree:
@@ -89,9 +92,7 @@ def conv_kernels(params: PyTree) -> PyTree:
   References:
     Reiners et al., 2020, section 6.1.
   """
-  return mask_by_path(lambda path, x: _is_kernel(path) and np.ndim(x) > 2)(
-    params
-  )
+  return _kernels(params, lambda axes: axes > 2)
 
 
 def resolve_mask(mask: Mask, tree: PyTree) -> PyTree:
