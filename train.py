@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
+import jax.numpy as jnp
 
 import models
 from mopt import training
@@ -67,7 +68,49 @@ flags.DEFINE_integer(
   'Training examples held out to choose front and knee by (default: 500 of '
   'mnist5k, 5000 of mnist, else 0). With 0 the training error chooses.',
 )
-flags.DEFINE_enum('model', Config.model, models.NAMES, 'The network.')
+flags.DEFINE_integer(
+  'train_size',
+  Config.train_size,
+  'Training examples, the same share of every class (default: all that are '
+  'not held out).',
+)
+flags.DEFINE_bool(
+  'stream',
+  Config.stream,
+  'Keep the pictures in the memory of the host and send them as they are used '
+  '(default: only if they would fill half of the memory of a device).',
+)
+flags.DEFINE_float(
+  'rotation',
+  Config.rotation,
+  'Turn each training picture by up to so many degrees either way (default: '
+  '15 for vgg, else 0).',
+)
+flags.DEFINE_float(
+  'shift',
+  Config.shift,
+  'Shift each training picture by up to this share of its size (default: 0.1 '
+  'for vgg, else 0).',
+)
+flags.DEFINE_bool(
+  'flip',
+  Config.flip,
+  'Mirror every other training picture (default: for vgg only).',
+)
+flags.DEFINE_enum(
+  'model',
+  Config.model,
+  models.NAMES,
+  'The network: LeNet-5, or the VGG-like network with batch normalisation and '
+  'dropout that the paper has for CIFAR10.',
+)
+flags.DEFINE_enum(
+  'compute_dtype',
+  Config.compute_dtype,
+  config_lib.COMPUTE_DTYPES,
+  'Number format inside the network; parameters, statistics, objectives and '
+  'optimizers stay float32.',
+)
 flags.DEFINE_enum(
   'optimizer',
   Config.optimizer,
@@ -95,6 +138,11 @@ flags.DEFINE_float(
   'conv_l2',
   Config.conv_l2,
   'Times the sum of squares of convolution kernels, added to the error.',
+)
+flags.DEFINE_bool(
+  'conv_l2_in_both',
+  Config.conv_l2_in_both,
+  "Add it to the complexity, too, as the authors' code does.",
 )
 flags.DEFINE_enum(
   'prune',
@@ -203,8 +251,12 @@ def main(argv: list[str]) -> None:
     settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
     config = Config(**settings)
     data_dir = config.data_dir and os.path.expanduser(config.data_dir)
-    data = training.load_dataset(config.dataset, data_dir, config.val_size)
-    model = models.create(config.model, data.num_classes)
+    data = training.load_dataset(
+      config.dataset, data_dir, config.val_size, config.train_size
+    )
+    model = models.create(
+      config.model, data.num_classes, jnp.dtype(config.compute_dtype)
+    )
     training.check_fit(config, model, data)
     workdir = _make_workdir(FLAGS.workdir)
   except ValueError as error:

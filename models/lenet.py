@@ -1,7 +1,10 @@
 """LeNet-5 as the paper has it (Table 1a): 60,074 parameters on MNIST."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from models.convolution import conv_general_dilated
 
@@ -24,18 +27,25 @@ class LeNet5(nn.Module):
 
   Attributes:
     num_classes: size of the output.
+    dtype: of the computation; parameters are float32.
   """
 
   num_classes: int = 10
+  dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, images: jax.Array) -> jax.Array:
-    """From images `[batch, height, width, channels]` to logits.
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    """From images `[batch, height, width, channels]` to logits, in float32.
+
+    Args:
+      images: float32, at least 10 x 10.
+      train: changes nothing in this network.
 
     Raises:
       ValueError: for images of less than 10 x 10, of which nothing is left
         after two convolutions.
     """
+    del train
     if images.ndim != 4 or min(images.shape[1:3]) < 10:
       raise ValueError(
         'lenet5 needs images [batch, height, width, channels] of at least '
@@ -51,10 +61,15 @@ class LeNet5(nn.Module):
         padding='VALID',
         kernel_init=init,
         conv_general_dilated=conv_general_dilated,
+        dtype=self.dtype,
         name=name,
       )(x)
       x = _halve(nn.relu(x))
     x = x.reshape(x.shape[0], -1)
     for name, features in (('layer1', 120), ('layer2', 84)):
-      x = nn.relu(nn.Dense(features, kernel_init=init, name=name)(x))
-    return nn.Dense(self.num_classes, kernel_init=init, name='layer3')(x)
+      x = nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)(x)
+      x = nn.relu(x)
+    x = nn.Dense(
+      self.num_classes, kernel_init=init, dtype=self.dtype, name='layer3'
+    )(x)
+    return x.astype(jnp.float32)

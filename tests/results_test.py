@@ -40,7 +40,7 @@ def _network():
     'layer1': {'kernel': kernel, 'bias': np.ones(2, np.float32)},
     'outer': {'inner': {'kernel': kernel.T}},
   }
-  return Network(params, 'lenet5', 10, (28, 28, 1), 0.0, 255.0)
+  return Network({'params': params}, 'lenet5', 10, (28, 28, 1), 0.0, 255.0)
 
 
 def test_a_network_comes_back_as_it_was(tmp_path):
@@ -48,7 +48,7 @@ def test_a_network_comes_back_as_it_was(tmp_path):
   results.save(path, _network())
   loaded = load(path)
   chex.assert_trees_all_equal(loaded.params, _network().params)
-  assert loaded._replace(params=None) == _network()._replace(params=None)
+  assert loaded._replace(variables={}) == _network()._replace(variables={})
   assert [p.name for p in tmp_path.iterdir()] == ['net.npz']
 
 
@@ -195,6 +195,8 @@ def test_every_front_can_be_drawn(tmp_path, rows):
 def test_networks_are_small_on_disk(tmp_path):
   kernel = np.zeros((400, 120), np.float32)
   kernel[::50, ::10] = 0.5
-  net = _network()._replace(params={'layer1': {'kernel': jnp.asarray(kernel)}})
+  net = _network()._replace(
+    variables={'params': {'layer1': {'kernel': jnp.asarray(kernel)}}}
+  )
   results.save(tmp_path / 'net.npz', net)
   assert (tmp_path / 'net.npz').stat().st_size < kernel.nbytes / 50

@@ -9,6 +9,7 @@ OPTIMIZERS = WEIGHTED_SUM + MULTIOBJECTIVE
 SCALARIZATIONS = ('penalty', 'convex')
 PRUNE = ('none', 'after', 'epoch', 'batch')
 SCHEDULES = ('constant', 'logistic_drop', 'inverse_time')
+COMPUTE_DTYPES = ('float32', 'bfloat16')
 
 # From hardly any regularization to far beyond the knee.
 DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3)
@@ -29,12 +30,19 @@ class Config:
 
   dataset: str = 'mnist5k'
   data_dir: str | None = None
+  train_size: int | None = None
   val_size: int | None = None
+  stream: bool | None = None
+  rotation: float | None = None
+  shift: float | None = None
+  flip: bool | None = None
   model: str = 'lenet5'
+  compute_dtype: str = 'float32'
   optimizer: str = 'adam'
   l1: tuple[float, ...] | None = None
   scalarization: str = 'penalty'
   conv_l2: float = 1e-4
+  conv_l2_in_both: bool = False
   prune: str = 'batch'
   threshold: float = 1e-3
   learning_rate: float | None = None
@@ -57,6 +65,7 @@ class Config:
       ('scalarization', SCALARIZATIONS),
       ('prune', PRUNE),
       ('schedule', SCHEDULES),
+      ('compute_dtype', COMPUTE_DTYPES),
     ):
       value = getattr(self, name)
       if value not in choices:
@@ -77,8 +86,14 @@ class Config:
       value = getattr(self, name)
       if value < 1:
         raise ValueError(f'{name}={value}: expected an integer >= 1.')
-    if self.val_size is not None and self.val_size < 0:
-      raise ValueError(f'val_size={self.val_size}: expected an integer >= 0.')
+    for name, least in (('train_size', 1), ('val_size', 0)):
+      value = getattr(self, name)
+      if value is not None and value < least:
+        raise ValueError(f'{name}={value}: expected an integer >= {least}.')
+    for name, most in (('rotation', 180), ('shift', 1)):
+      value = getattr(self, name)
+      if value is not None and not 0 <= value <= most:
+        raise ValueError(f'{name}={value}: expected a number in [0, {most}].')
     self._check_population()
 
   def _check_population(self):
@@ -119,6 +134,19 @@ class Config:
     if self.is_multiobjective:
       return (None,)
     return DEFAULT_L1 if self.l1 is None else self.l1
+
+  @property
+  def augmentation(self) -> tuple[float, float, bool]:
+    """Rotation, shift and flip. Of the paper's networks only vgg has any.
+
+    The paper does not say which; these are common for CIFAR10.
+    """
+    chosen = (self.rotation, self.shift, self.flip)
+    default = (15.0, 0.1, True) if self.model == 'vgg' else (0.0, 0.0, False)
+    rotation, shift, flip = (
+      d if c is None else c for c, d in zip(chosen, default)
+    )
+    return rotation, shift, flip
 
   @property
   def initial_rate(self) -> float:

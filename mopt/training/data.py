@@ -64,7 +64,10 @@ def normalise(
 
 
 def load_dataset(
-  name: str, data_dir: str | None = None, val_size: int | None = None
+  name: str,
+  data_dir: str | None = None,
+  val_size: int | None = None,
+  train_size: int | None = None,
 ) -> Dataset:
   """Reads a data set, from a cache of decoded pictures where there is one.
 
@@ -81,13 +84,15 @@ def load_dataset(
     name: `mnist5k`, or a set of TFDS such as `mnist`.
     data_dir: where TFDS keeps its sets; its default is ~/tensorflow_datasets.
     val_size: number of validation examples; `None` for the defaults above.
+    train_size: number of training examples; `None` for all that are left.
 
   Returns:
     A `Dataset`.
 
   Raises:
     DataError: if the data is not there, or holds no pictures with labels.
-    ValueError: if `val_size` leaves nothing to train on.
+    ValueError: if `val_size` leaves nothing to train on, or less than
+      `train_size`.
   """
   if name == EMBEDDED:
     images, labels = _cached(name, _read_mnist5k)
@@ -107,10 +112,15 @@ def load_dataset(
   held_out = _stratified(np.asarray(train.labels), val_size)
   val = Split(train.images[held_out], train.labels[held_out])
   train = Split(train.images[~held_out], train.labels[~held_out])
-  if 'mnist' in name:
-    mean, std = 0.0, 255.0
-  else:
-    mean, std = float(train.images.mean()), float(train.images.std())
+  if train_size is not None:
+    if not 1 <= train_size <= len(train.labels):
+      raise ValueError(
+        f'train_size={train_size}: expected 1 to {len(train.labels)}, for so '
+        f'many of {name} are neither for validation nor for testing.'
+      )
+    kept = _stratified(train.labels, train_size)
+    train = Split(train.images[kept], train.labels[kept])
+  mean, std = (0.0, 255.0) if 'mnist' in name else _moments(train.images)
   num_classes = int(max(train.labels.max(), test.labels.max())) + 1
   return Dataset(name, num_classes, train, val, test, mean, std)
 
@@ -129,6 +139,18 @@ def _stratified(labels: np.ndarray, size: int) -> np.ndarray:
   mask = np.zeros(len(labels), bool)
   mask[np.argsort(rank, kind='stable')[:size]] = True
   return mask
+
+
+def _moments(images: np.ndarray) -> tuple[float, float]:
+  """Mean and standard deviation of all pixels."""
+  # By their histogram: np.std would make a copy in float64.
+  counts = np.zeros(256, np.int64)
+  for part in np.array_split(images.reshape(-1), 1 + images.size // 10**7):
+    counts += np.bincount(part, minlength=256)
+  values = np.arange(256)
+  mean = np.average(values, weights=counts)
+  std = np.sqrt(np.average((values - mean) ** 2, weights=counts))
+  return float(mean), float(std) or 1.0
 
 
 def _read_mnist5k() -> list[np.ndarray]:

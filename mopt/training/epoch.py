@@ -17,6 +17,13 @@ import numpy as np
 import optax
 
 import mopt
+from mopt.training import optimizer as optimizer_lib
+from mopt.training.augment import augment
+from mopt.training.augment import Augmentation
+from mopt.training.batches import Batches
+from mopt.training.batches import make_batches
+from mopt.training.batches import steps_per_epoch
+from mopt.training.batches import stream
 from mopt.training.config import Config
 from mopt.training.data import Dataset
 from mopt.training.data import normalise
@@ -25,46 +32,48 @@ from mopt.training.data import Split
 PyTree = Any
 _AXIS = 'devices'
 _EVAL_BATCH = 250
+# Examples in a part of a split that is sent to the devices for evaluation.
+_EVAL_STREAMED = 10_000
 
 
 class State(NamedTuple):
   """A population between two epochs."""
 
   params: PyTree  # Leaves [S, L, ...].
+  model_state: PyTree  # Other variables, such as {'batch_stats': ...}; ditto.
   opt_state: optax.OptState  # Leaves [S, L, ...].
 
 
 class Metrics(NamedTuple):
   """Means over the steps of an epoch, `[S, L]` each."""
 
-  objective_1: jax.Array  # Cross entropy and the l2 of convolution kernels.
-  objective_2: jax.Array  # The l1 norm of dense kernels.
-  grad_norm_1: jax.Array
-  grad_norm_2: jax.Array
-  cosine: jax.Array  # Of the angle between both gradients; 0 if one is 0.
-  weight_1: jax.Array
-  weight_2: jax.Array
-  ce: jax.Array  # Over the examples, as they were seen.
-  accuracy: jax.Array
+  objective_1: np.ndarray  # Cross entropy and the l2 of convolution kernels.
+  objective_2: np.ndarray  # The l1 norm of dense kernels.
+  grad_norm_1: np.ndarray
+  grad_norm_2: np.ndarray
+  cosine: np.ndarray  # Of the angle between both gradients; 0 if one is 0.
+  weight_1: np.ndarray
+  weight_2: np.ndarray
+  weight_2_min: np.ndarray  # Over the steps.
+  weight_2_max: np.ndarray
+  ce: np.ndarray  # Over the examples, as they were seen.
+  accuracy: np.ndarray
 
 
 class Evaluation(NamedTuple):
   """Means over the examples of a split, `[S, L]` each; NaN without any."""
 
-  ce: jax.Array | np.ndarray
-  accuracy: jax.Array | np.ndarray
+  ce: np.ndarray
+  accuracy: np.ndarray
 
 
-def steps_per_epoch(config: Config, num_examples: int) -> int:
-  """Number of updates in an epoch; the last batch may be a partial one."""
-  if config.batch_size > num_examples:
-    raise ValueError(
-      f'batch_size={config.batch_size}: expected at most the '
-      f'{num_examples} training examples.'
-    )
-  if config.drop_remainder:
-    return num_examples // config.batch_size
-  return -(-num_examples // config.batch_size)
+class Program(NamedTuple):
+  """The compiled functions of a run."""
+
+  init: Callable[[], State]
+  prune: Callable[[State], State]
+  epoch: Callable[[State, int], tuple[State, Metrics]]
+  evaluate: Callable[[State, str], Evaluation]
 
 
 def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
@@ -79,86 +88,22 @@ def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
   jax.eval_shape(model.init, jax.random.key(0), image)
 
 
-def learning_rate(config: Config, steps: int) -> optax.Schedule:
-  """The learning rate as a function of the number of updates.
-
-  The logistic drop ends at a tenth of the initial rate, as in the authors'
-  code, and is held within an epoch of `steps` updates.
-  """
-  rate = config.initial_rate
-  match config.schedule:
-    case 'logistic_drop':
-      drop = mopt.logistic_drop(rate, 0.1 * rate, config.epochs)
-      return mopt.by_epoch(drop, steps)
-    case 'inverse_time':
-      return mopt.inverse_time_decay(rate, config.decay)
-    case _:
-      return optax.constant_schedule(rate)
-
-
-def make_optimizer(
-  config: Config, steps: int, l1: jax.Array
-) -> optax.GradientTransformationExtraArgs:
-  """The chain of one member. `l1` may be traced."""
-  rate = learning_rate(config, steps)
-  if config.scalarization == 'penalty':
-    weights = jnp.stack([jnp.ones_like(l1), l1])  # equation (2)
-  else:
-    weights = jnp.stack([1 - l1, l1])  # equation (7)
-  weighted_sum = mopt.fixed_weights(weights)
-  rms = dict(decay=config.rms_decay, eps=config.eps or 1e-7)
-  adam = dict(b1=config.b1, b2=config.b2, eps=config.eps or 1e-8)
-  sgd = dict(momentum=config.momentum or None, nesterov=config.nesterov)
-  match config.optimizer:
-    case 'smgd':
-      optimizer = mopt.smgd(rate, **sgd)
-    case 'mrmsprop':
-      optimizer = mopt.mrmsprop(rate, **rms)
-    case 'madam':
-      optimizer = mopt.madam(rate, **adam)
-    # The others sum the gradients first, and so optimise the weighted sum.
-    case 'sgd':
-      optimizer = mopt.smgd(rate, **sgd, weighting=weighted_sum)
-    case 'rmsprop':
-      optimizer = optax.chain(
-        mopt.aggregate(weighted_sum),
-        optax.scale_by_rms(**rms, eps_in_sqrt=False),
-        optax.scale_by_learning_rate(rate),
-      )
-    case _:
-      optimizer = optax.chain(
-        mopt.aggregate(weighted_sum), optax.adam(rate, **adam)
-      )
-  if config.prune in ('epoch', 'batch'):
-    every = 1 if config.prune == 'batch' else steps
-    pruning = mopt.prune_by_magnitude(
-      config.threshold, mask=mopt.dense_kernels, every=every
-    )
-    optimizer = optax.chain(optimizer, pruning)
-  return optimizer
-
-
 def over_members(function: Callable) -> Callable:
   """Maps a function of one member over the axes `[S, L]` of its arguments."""
   return jax.vmap(jax.vmap(function))
 
 
-def prune_members(config: Config, params: PyTree) -> PyTree:
-  """Prunes dense kernels, as all strategies do at the start and the end."""
-  if config.prune == 'none':
-    return params
-  prune = functools.partial(
-    mopt.prune, threshold=config.threshold, mask=mopt.dense_kernels
-  )
-  return jax.jit(over_members(prune))(params)
-
-
-class Program(NamedTuple):
-  """The compiled functions of a run."""
-
-  init: Callable[[], State]
-  epoch: Callable[[State, int], tuple[State, Metrics]]
-  evaluate: Callable[[PyTree, str], Evaluation]
+def must_stream(
+  config: Config, data: Dataset, devices: Sequence[jax.Device]
+) -> bool:
+  """Whether pictures stay on the host: as told, or if they would not fit."""
+  if config.stream is not None:
+    return config.stream
+  stats = devices[0].memory_stats() or {}  # CPUs have none.
+  splits = (data.train, data.val, data.test)
+  # Half is left to networks, optimizers and activations.
+  limit = stats.get('bytes_limit', np.inf) / 2
+  return sum(split.images.nbytes for split in splits) > limit
 
 
 def make_program(
@@ -171,14 +116,18 @@ def make_program(
 
   Args:
     config: the settings.
-    model: a linen module from images `[batch, h, w, c]` to logits.
+    model: a linen module from images `[batch, h, w, c]` to logits, called with
+      `train=True` for training. If it has a field `axis_name`, as
+      `models.vgg.VGG` has, that is set to the axis of the devices.
     data: the data set.
     devices: what each batch is split over; all local ones by default. The
       batch need not divide by their number.
 
   Returns:
-    A `Program`. `epoch(state, number)` takes epochs from 0 and consumes its
-    state; `evaluate(params, split)` takes `'train'`, `'val'` or `'test'`.
+    A `Program`. `init()` gives networks before any pruning, and `prune(state)`
+    does what comes before training and after it. `epoch(state, number)` takes
+    epochs from 0 and consumes its state; `evaluate(state, split)` takes
+    `'train'`, `'val'` or `'test'`.
 
   Raises:
     ValueError: for a batch larger than the data, or a model that does not fit
@@ -186,134 +135,156 @@ def make_program(
   """
   devices = list(devices or jax.local_devices())
   steps = steps_per_epoch(config, len(data.train.labels))
-  seeds = np.array(config.seed, np.int32)
-  # The multiobjective optimizers find their weights: theirs is not read.
-  l1 = np.array([v or 0.0 for v in config.l1_values], np.float32)
+  if hasattr(model, 'axis_name'):
+    model = model.clone(axis_name=_AXIS)
   # Placed once and where pmap wants it: a state that is not compiles anew.
   mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   place = functools.partial(jax.device_put, device=replicated)
-  splits = place({'train': data.train, 'val': data.val, 'test': data.test})
-  member_seeds, member_l1 = place((jnp.asarray(seeds), jnp.asarray(l1)))
-  device_numbers = jnp.arange(len(devices))
-  preprocess = functools.partial(normalise, mean=data.mean, std=data.std)
+  streamed = must_stream(config, data, devices)
+  splits = {'train': data.train, 'val': data.val, 'test': data.test}
+  if not streamed:
+    splits = place(splits)
+  seeds = jnp.array(config.seed, jnp.int32)
+  # The multiobjective optimizers find their weights: theirs is not read.
+  l1 = place(jnp.array([v or 0.0 for v in config.l1_values], jnp.float32))
 
   def init_member(seed, l1):
     key = jax.random.fold_in(jax.random.key(seed), 0)
     image = jnp.zeros((1, *data.train.images.shape[1:]))
-    params = model.init(key, image)['params']
-    if config.prune != 'none':
-      params = mopt.prune(params, config.threshold, mopt.dense_kernels)
-    return State(params, make_optimizer(config, steps, l1).init(params))
+    variables = dict(model.init(key, image))
+    params = variables.pop('params')
+    optimizer = optimizer_lib.make_optimizer(config, steps, l1)
+    return State(params, variables, optimizer.init(params))
 
   # Run once, it is not worth optimising: compiling takes a fifth of the time.
   @functools.partial(
     jax.jit, compiler_options={'xla_backend_optimization_level': 0}
   )
-  def init_state():
+  def init():
     over_l1 = jax.vmap(init_member, in_axes=(None, 0))
-    return jax.vmap(over_l1, in_axes=(0, None))(member_seeds, member_l1)
+    return jax.vmap(over_l1, in_axes=(0, None))(seeds, l1)
 
-  map_devices = functools.partial(
-    jax.pmap, axis_name=_AXIS, out_axes=None, devices=devices
-  )
-  epoch = map_devices(
-    functools.partial(_epoch, config, model, preprocess, steps, len(devices)),
-    in_axes=(None, None, None, None, None, 0),
+  @jax.jit
+  def prune(params):
+    return over_members(functools.partial(optimizer_lib.prune, config))(params)
+
+  @jax.jit
+  def draw(number):
+    """The orders of the examples `[S, examples]`, and keys `[S]` for noise."""
+
+    def draw_member(seed):
+      key = jax.random.fold_in(jax.random.key(seed), number + 1)
+      order_key, noise_key = jax.random.split(key)
+      order = jax.random.permutation(order_key, len(data.train.labels))
+      return order, noise_key
+
+    return jax.vmap(draw_member)(seeds)
+
+  train = jax.pmap(
+    functools.partial(_train, config, model, data.mean, data.std, steps),
+    axis_name=_AXIS,
+    # A part of an epoch that is sent has its share for each device.
+    in_axes=(None, None, None, 0 if streamed else None, 0),
+    out_axes=None,
+    devices=devices,
     donate_argnums=0,
   )
-  evaluate = map_devices(
-    functools.partial(_evaluate, model, preprocess, len(devices)),
-    in_axes=(None, None, 0),
+  score = jax.pmap(
+    functools.partial(_score, model, data.mean, data.std),
+    axis_name=_AXIS,
+    in_axes=(None, None, 0, 0),
+    out_axes=None,
+    devices=devices,
   )
 
-  def run_epoch(state, number):
-    number = place(jnp.int32(number))
-    return epoch(
-      state, splits['train'], member_seeds, member_l1, number, device_numbers
-    )
+  def epoch(state, number):
+    orders, noise = draw(number)
+    batches = make_batches(config, np.asarray(orders), len(devices))
+    noise = place(noise)
+    if streamed:
+      parts = stream(data.train, batches)
+    else:
+      parts = iter([(splits['train'], batches)])
+    metrics: list[Metrics] = []
+    for split, part in parts:
+      # The host is one part ahead of the devices, and no more.
+      jax.block_until_ready(metrics[-1:])
+      state, part_metrics = train(state, l1, noise, split, part)
+      metrics.append(part_metrics)
+    return state, _over_epoch(metrics, batches.size[0])
 
-  def run_evaluate(params, split):
-    if not len(splits[split].labels):
-      nothing = np.full((len(seeds), len(l1)), np.nan, np.float32)
+  def evaluate(state, split):
+    sums, total = (0.0, 0.0), len(splits[split].labels)
+    size = _EVAL_STREAMED if streamed else max(total, 1)
+    for start in range(0, total, size):
+      part = Split(*splits[split])
+      if size < total:
+        part = Split(*(x[start : start + size] for x in part))
+      places, counts = _eval_batches(len(part.labels), len(devices))
+      scores = score((state.params, state.model_state), part, places, counts)
+      sums = tuple(a + np.asarray(b) for a, b in zip(sums, scores))
+    if not total:
+      nothing = np.full((len(config.seed), len(l1)), np.nan, np.float32)
       return Evaluation(nothing, nothing)
-    return evaluate(params, splits[split], device_numbers)
+    return Evaluation(*(x / total for x in sums))
 
   return Program(
-    init=lambda: place(init_state()), epoch=run_epoch, evaluate=run_evaluate
+    init=lambda: place(init()),
+    prune=lambda s: place(s._replace(params=prune(s.params))),
+    epoch=epoch,
+    evaluate=evaluate,
   )
 
 
-def _epoch(
+def _train(
   config: Config,
   model: nn.Module,
-  preprocess: Callable[[jax.Array], jax.Array],
+  mean: float,
+  std: float,
   steps: int,
-  num_devices: int,
   state: State,
-  train: Split,
-  seeds: jax.Array,
   l1: jax.Array,
-  number: jax.Array,
-  device: jax.Array,
+  noise: jax.Array,
+  split: Split,
+  batches: Batches,
 ) -> tuple[State, Metrics]:
-  """One epoch on one device: its share of every batch."""
-  num_examples = len(train.labels)
-  share = -(-config.batch_size // num_devices)
-  # Examples [steps, batch] as places in a permutation. Batches that are not
-  # full, or not divisible, are filled up with examples that count nothing.
-  places = np.arange(steps * config.batch_size).reshape(steps, -1)
-  places = np.pad(
-    places,
-    ((0, 0), (0, share * num_devices - config.batch_size)),
-    constant_values=num_examples,
+  """Consecutive steps on one device; metrics are `[steps, S, L]`.
+
+  `noise` are keys `[S]` for what is random within an epoch: augmentation and
+  dropout. Members of one seed share it.
+  """
+  augmentation = Augmentation(*config.augmentation)
+  device = jax.lax.axis_index(_AXIS)
+  over_l1 = jax.vmap(
+    functools.partial(_step, config, model, steps),
+    in_axes=(0, 0, None, None, None, None),
   )
-  counts = places < num_examples
-  places = np.where(counts, places, 0).reshape(steps, num_devices, share)
-  counts = counts.reshape(steps, num_devices, share)
-  batch_sizes = counts.sum(axis=(1, 2))
+  over_seeds = jax.vmap(over_l1, in_axes=(0, None, 0, 0, None, None))
 
-  def permutation(seed):
-    key = jax.random.fold_in(jax.random.key(seed), number + 1)
-    return jax.random.permutation(key, num_examples)
+  def step(state, batch):
+    def draw(key):
+      key = jax.random.fold_in(jax.random.fold_in(key, batch.step), device)
+      return jax.random.split(key)
 
-  mine = functools.partial(jnp.take, indices=device, axis=1)
-  order = jax.vmap(permutation, out_axes=1)(seeds)  # [examples, S]
-  xs = (
-    order[mine(places)],  # [steps, share, S]
-    mine(counts).astype(jnp.float32),
-    jnp.asarray(batch_sizes, jnp.float32),
-  )
-  member_step = functools.partial(_step, config, model, steps, num_devices)
-  over_l1 = jax.vmap(member_step, in_axes=(0, 0, None, None, None))
-  over_seeds = jax.vmap(over_l1, in_axes=(0, None, 0, None, None))
+    keys = jax.vmap(draw)(noise)
+    images = split.images[batch.chosen]  # [S, share, h, w, c]
+    move = functools.partial(augment, augmentation=augmentation)
+    images = normalise(jax.vmap(move)(keys[:, 0], images), mean, std)
+    examples = Split(images, split.labels[batch.chosen])
+    return over_seeds(state, l1, examples, keys[:, 1], batch.count, batch.size)
 
-  def step(state, x):
-    chosen, count, batch_size = x
-    batch = Split(
-      preprocess(train.images[chosen.T]),  # [S, share, h, w, c]
-      train.labels[chosen.T],
-    )
-    return over_seeds(state, l1, batch, count, batch_size)
-
-  state, metrics = jax.lax.scan(step, state, xs)
-  # Per-example metrics are summed over a step, the others are its values.
-  examples = batch_sizes.sum()
-  means = jax.tree.map(lambda x: x.mean(axis=0), metrics)
-  return state, means._replace(
-    ce=metrics.ce.sum(axis=0) / examples,
-    accuracy=metrics.accuracy.sum(axis=0) / examples,
-  )
+  return jax.lax.scan(step, state, batches)
 
 
 def _step(
   config: Config,
   model: nn.Module,
   steps: int,
-  num_devices: int,
   state: State,
   l1: jax.Array,
   batch: Split,
+  key: jax.Array,
   count: jax.Array,
   batch_size: jax.Array,
 ) -> tuple[State, Metrics]:
@@ -322,24 +293,39 @@ def _step(
   `count` is 1 for examples and 0 for filling, `batch_size` the number of
   examples on all devices.
   """
+  num_devices = jax.lax.psum(1, _AXIS)
+
+  def conv_penalty(params):
+    return config.conv_l2 * mopt.l2_norm_squared(params, mopt.conv_kernels)
 
   def error(params, batch):
-    logits: Any = model.apply({'params': params}, batch.images)
-    ce, correct = _scores(logits, batch.labels, count)
+    logits, model_state = model.apply(
+      {'params': params, **state.model_state},
+      batch.images,
+      train=True,
+      rngs={'dropout': key},
+      mutable=list(state.model_state),
+    )
+    ce, correct = _sums(logits, batch.labels, count)
     # The mean of this over devices is the mean over the whole batch.
     mean = ce * (num_devices / batch_size)
-    penalty = config.conv_l2 * mopt.l2_norm_squared(params, mopt.conv_kernels)
-    return mean + penalty, (ce, correct)
+    return mean + conv_penalty(params), (model_state, ce, correct)
 
-  complexity = functools.partial(mopt.l1_norm, mask=mopt.dense_kernels)
+  def complexity(params):
+    norm = mopt.l1_norm(params, mopt.dense_kernels)
+    return norm + conv_penalty(params) if config.conv_l2_in_both else norm
+
   grad_fn = mopt.value_and_stacked_grad(
     error, complexity, has_aux=(True, False)
   )
-  (values, (scores, _)), grads = grad_fn(state.params, batch)
+  (values, (aux, _)), grads = grad_fn(state.params, batch)
+  model_state, *sums = aux
   # Before the update: the weights are not linear in the gradients.
-  values, grads = jax.lax.pmean((values, grads), _AXIS)
-  ce, correct = jax.lax.psum(scores, _AXIS)
-  optimizer = make_optimizer(config, steps, l1)
+  values, grads, model_state = jax.lax.pmean(
+    (values, grads, model_state), _AXIS
+  )
+  ce, correct = jax.lax.psum(sums, _AXIS)
+  optimizer = optimizer_lib.make_optimizer(config, steps, l1)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   # The compiler merges this Gramian with the optimizer's own.
@@ -347,7 +333,7 @@ def _step(
   norms = jnp.sqrt(jnp.diagonal(gramian))
   product = norms[0] * norms[1]
   weights = optax.tree.get(opt_state, 'AggregateState').weights
-  return State(params, opt_state), Metrics(
+  return State(params, model_state, opt_state), Metrics(
     objective_1=values[0],
     objective_2=values[1],
     grad_norm_1=norms[0],
@@ -357,12 +343,30 @@ def _step(
     ),
     weight_1=weights[0],
     weight_2=weights[1],
+    weight_2_min=weights[1],
+    weight_2_max=weights[1],
     ce=ce,
     accuracy=correct,
   )
 
 
-def _scores(
+def _over_epoch(parts: Sequence[Metrics], sizes: np.ndarray) -> Metrics:
+  """From the metrics of parts of an epoch, `[steps, S, L]`, to its own."""
+  metrics = jax.tree.map(
+    lambda *x: np.concatenate(x), *jax.device_get(list(parts))
+  )
+  means = jax.tree.map(lambda x: x.mean(axis=0, dtype=np.float64), metrics)
+  # Scores are summed over a step, the others are its values.
+  examples = sizes.sum()
+  return means._replace(
+    weight_2_min=metrics.weight_2_min.min(axis=0),
+    weight_2_max=metrics.weight_2_max.max(axis=0),
+    ce=metrics.ce.sum(axis=0) / examples,
+    accuracy=metrics.accuracy.sum(axis=0) / examples,
+  )
+
+
+def _sums(
   logits: jax.Array, labels: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Cross entropy and hits, summed over the examples that count."""
@@ -373,33 +377,38 @@ def _scores(
   return jnp.sum(ce * count), jnp.sum(hits * count)
 
 
-def _evaluate(
-  model: nn.Module,
-  preprocess: Callable[[jax.Array], jax.Array],
-  num_devices: int,
-  params: PyTree,
-  split: Split,
-  device: jax.Array,
-) -> Evaluation:
-  """Means over a whole split; each device takes every D-th batch of it."""
-  num_examples = len(split.labels)
+def _eval_batches(
+  num_examples: int, num_devices: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Places in a split, and whether they count, `[D, batches, examples]`."""
   batches = -(-num_examples // (_EVAL_BATCH * num_devices))
-  places = np.arange(batches * num_devices * _EVAL_BATCH)
-  places = places.reshape(batches, num_devices, _EVAL_BATCH)
+  shape = (num_devices, batches, _EVAL_BATCH)
+  places = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
   counts = places < num_examples
+  return np.where(counts, places, 0), counts.astype(np.float32)
 
-  def batch_scores(batch):
+
+def _score(
+  model: nn.Module,
+  mean: float,
+  std: float,
+  variables: tuple[PyTree, PyTree],
+  split: Split,
+  places: jax.Array,
+  counts: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Sums over a split, of which each device takes some batches."""
+
+  def batch_sums(batch):
     indices, count = batch
-    images, labels = preprocess(split.images[indices]), split.labels[indices]
+    images = normalise(split.images[indices], mean, std)
 
-    def member_scores(params):
-      logits: Any = model.apply({'params': params}, images)
-      return _scores(logits, labels, count)
+    def member_sums(variables):
+      params, model_state = variables
+      logits: Any = model.apply({'params': params, **model_state}, images)
+      return _sums(logits, split.labels[indices], count)
 
-    return over_members(member_scores)(params)
+    return over_members(member_sums)(variables)
 
-  mine = functools.partial(jnp.take, indices=device, axis=1)
-  indices = mine(np.where(counts, places, 0))
-  sums = jax.lax.map(batch_scores, (indices, mine(counts).astype(jnp.float32)))
-  ce, correct = jax.lax.psum(jax.tree.map(lambda x: x.sum(axis=0), sums), _AXIS)
-  return Evaluation(ce / num_examples, correct / num_examples)
+  sums = jax.lax.map(batch_sums, (places, counts))
+  return jax.lax.psum(jax.tree.map(lambda x: x.sum(axis=0), sums), _AXIS)

@@ -23,12 +23,18 @@ PyTree = Any
 class Network(NamedTuple):
   """A trained network, as `load` returns it."""
 
-  params: PyTree  # Nested dictionaries of NumPy arrays.
+  # Nested dictionaries of NumPy arrays: params and, if any, batch_stats.
+  variables: dict[str, PyTree]
   model: str  # For `models.create`.
   num_classes: int
   image_shape: tuple[int, ...]  # (height, width, channels)
   mean: float  # Of the pixels, see `mopt.training.normalise`.
   std: float
+
+  @property
+  def params(self) -> PyTree:
+    """What was trained."""
+    return self.variables['params']
 
   def preprocess(self, images: np.ndarray) -> jax.Array:
     """From pixels 0..255 `[batch, height, width, channels]` to an input."""
@@ -42,10 +48,10 @@ class Network(NamedTuple):
 
 def save(path: str | os.PathLike, network: Network) -> None:
   """Writes a network as .npz, whole or not at all."""
-  about = network._replace(params=None)._asdict()
+  about = network._replace(variables={})._asdict()
   arrays = {
-    f'params/{path_name(p)}': np.asarray(x)
-    for p, x in jax.tree_util.tree_leaves_with_path(network.params)
+    path_name(path): np.asarray(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(network.variables)
   }
   # Compressed, since most of it is zeros.
   _replace(
@@ -78,19 +84,20 @@ def load(path: str | os.PathLike) -> Network:
       np.load(stream, allow_pickle=False) as file,
     ):
       about = json.loads(str(file['about']))
-      params: dict[str, Any] = {}
+      variables: dict[str, Any] = {'params': {}}
       for name in file.files:
         if name == 'about':
           continue
-        prefix, *parents, last = name.split('/')
-        if prefix != 'params' or file[name].dtype.kind != 'f':
+        *parents, last = name.split('/')
+        known = parents and parents[0] in ('params', 'batch_stats')
+        if not known or file[name].dtype.kind != 'f':
           raise ValueError(f'unexpected entry {name!r}')
-        folder = params
+        folder = variables
         for parent in parents:
           folder = folder.setdefault(parent, {})
         folder[last] = file[name]
     return Network(
-      params=params,
+      variables=variables,
       model=str(about['model']),
       num_classes=int(about['num_classes']),
       image_shape=tuple(int(n) for n in about['image_shape']),
@@ -138,6 +145,27 @@ def mark_front(rows: Sequence[dict[str, Any]], split: str) -> None:
     row.update(pareto=0, knee=0)
   for index, row in enumerate(alive):
     row.update(pareto=int(keep[index]), knee=int(index == knee))
+
+
+def weight_histogram(weights: np.ndarray, bins: int = 100) -> dict[str, Any]:
+  """How weights are distributed, but for those that are exactly 0.
+
+  Args:
+    weights: any shape.
+    bins: number of equal bins between the least and the largest weight that is
+      finite and not 0.
+
+  Returns:
+    `low` and `high`, the ends of the bins, `counts` in them, and the number of
+    `zeros`.
+  """
+  rest = weights[np.isfinite(weights) & (weights != 0)].astype(np.float64)
+  low, high = (
+    (float(rest.min()), float(rest.max())) if rest.size else (0.0, 0.0)
+  )
+  counts, _ = np.histogram(rest, bins, (low, high))
+  zeros = int(np.sum(weights == 0))
+  return {'low': low, 'high': high, 'counts': counts.tolist(), 'zeros': zeros}
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,10 +1,11 @@
 """One run from data to results: the loop around the compiled part."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import os
 import pathlib
 import platform
+import subprocess
 import time
 from typing import Any
 
@@ -22,8 +23,11 @@ from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
 import mopt
+from mopt.masks import masked_leaves
 from mopt.training import epoch as epoch_lib
+from mopt.training import optimizer as optimizer_lib
 from mopt.training import results
+from mopt.training.batches import steps_per_epoch
 from mopt.training.config import Config
 from mopt.training.data import Dataset
 
@@ -39,13 +43,15 @@ def run(
   """Trains a population and writes what came out.
 
   In `workdir`: config.json, with versions and devices; metrics.jsonl, a line
-  per epoch and member as soon as an epoch ends; and at the end results.csv,
+  per epoch and member as soon as an epoch ends; histograms.jsonl, how the
+  weights of each dense layer are distributed, before and after the pruning at
+  the start, every fifth epoch and at the end; and at the end results.csv,
   front.png, `members/*.npz`, which `mopt.training.load` reads, and in
   config.json the seconds it all took.
 
   Args:
     config: the settings.
-    model: a linen module from images to logits.
+    model: a linen module, see `mopt.training.epoch.make_program`.
     data: the data set.
     workdir: an existing folder.
     devices: see `mopt.training.epoch.make_program`.
@@ -72,12 +78,11 @@ def run(
     f'{workdir}',
     soft_wrap=True,
   )
-  params = _train(config, data, program, members, workdir, console)
-  params = epoch_lib.prune_members(config, params)
-  rows = _rows(members, data, program, params)
+  state = _train(config, data, program, members, workdir, console)
+  rows = _rows(members, data, program, state)
   split = 'val' if len(data.val.labels) else 'train'
   results.mark_front(rows, split)
-  _save_members(workdir / 'members', config, data, members, params)
+  _save_members(workdir / 'members', config, data, members, state)
   results.write_csv(workdir / 'results.csv', rows)
   # Imported late: matplotlib takes a second, which --help would wait for.
   from mopt.training import plots
@@ -106,18 +111,29 @@ def _train(
   members: Sequence[tuple[float | None, int]],
   workdir: pathlib.Path,
   console: Console,
-) -> Any:
-  """All epochs, with progress and metrics.jsonl; returns the parameters."""
-  steps = epoch_lib.steps_per_epoch(config, len(data.train.labels))
-  rate = epoch_lib.learning_rate(config, steps)
+) -> epoch_lib.State:
+  """All epochs, with progress and logs; returns the pruned networks."""
+  steps = steps_per_epoch(config, len(data.train.labels))
+  rate = optimizer_lib.learning_rate(config, steps)
   count = jax.jit(epoch_lib.over_members(_count_dense))
+
+  def log_histograms(epoch, when, state):
+    head = {'epoch': epoch, 'when': when}
+    records = _histogram_records(members, head, state.params)
+    results.append_jsonl(workdir / 'histograms.jsonl', records)
+
   state = program.init()
+  log_histograms(0, 'initial', state)
+  state = program.prune(state)
+  log_histograms(0, 'pruned', state)
   with _progress(console) as progress:
     task = progress.add_task('compiling', total=config.epochs)
     for number in range(config.epochs):
       state, metrics = program.epoch(state, number)
-      val = program.evaluate(state.params, 'val')
-      metrics, val, counts = jax.device_get((metrics, val, count(state.params)))
+      val = program.evaluate(state, 'val')
+      counts = jax.device_get(count(state.params))
+      if (number + 1) % 5 == 0 and number + 1 < config.epochs:
+        log_histograms(number + 1, 'epoch', state)
       head = {
         'epoch': number + 1,
         'learning_rate': np.asarray(rate(number * steps)).item(),
@@ -129,8 +145,12 @@ def _train(
       summary = _summary(metrics, val, counts)
       progress.update(task, advance=1, description=summary)
       if not console.is_terminal:
-        console.print(f'epoch {number + 1}/{config.epochs}  {summary}')
-  return state.params
+        console.print(
+          f'epoch {number + 1}/{config.epochs}  {summary}', soft_wrap=True
+        )
+  state = program.prune(state)
+  log_histograms(config.epochs, 'final', state)
+  return state
 
 
 _SPLIT_NAMES = {'val': 'validation', 'train': 'training'}
@@ -149,7 +169,24 @@ def _environment() -> dict[str, Any]:
     'python': platform.python_version(),
     'devices': [d.device_kind for d in jax.local_devices()],
     'cpu_count': os.cpu_count(),
+    'commit': _commit(),
   }
+
+
+def _commit() -> str | None:
+  """Of the checkout that this code lies in; `+` if files differ from it."""
+  folder = pathlib.Path(__file__).parent
+  try:
+    git = lambda *args: subprocess.run(
+      ['git', '-C', str(folder), *args],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+    changed = git('status', '--porcelain', '--untracked-files=no')
+    return git('rev-parse', 'HEAD') + ('+' if changed else '')
+  except (OSError, subprocess.CalledProcessError):
+    return None  # an installed package
 
 
 def _progress(console: Console) -> Progress:
@@ -198,14 +235,35 @@ def _epoch_records(members, head, metrics, val, counts):
   ]
 
 
+def _layer_name(path: str) -> str:
+  return path.removesuffix('/kernel').replace('/', '_')
+
+
 def _layer(path: str) -> str:
-  return 'nonzeros_' + path.removesuffix('/kernel').replace('/', '_')
+  return f'nonzeros_{_layer_name(path)}'
 
 
-def _rows(members, data: Dataset, program, params) -> list[dict[str, Any]]:
+def _histogram_records(members, head, params) -> list[dict[str, Any]]:
+  records = []
+  for (l1, seed), tree in zip(members, _by_member(params)):
+    for path, kernel in masked_leaves(mopt.dense_kernels, tree):
+      about = head | {'l1': l1, 'seed': seed, 'layer': _layer_name(path)}
+      records.append(about | results.weight_histogram(kernel))
+  return records
+
+
+def _by_member(tree) -> Iterator[Any]:
+  """The tree of each member, seeds outermost, in NumPy."""
+  leaves, structure = jax.tree.flatten(jax.device_get(tree))
+  flat = (x.reshape(-1, *x.shape[2:]) for x in leaves)
+  return (jax.tree.unflatten(structure, member) for member in zip(*flat))
+
+
+def _rows(members, data: Dataset, program, state) -> list[dict[str, Any]]:
   """The columns of results.csv but for the front's, of the pruned networks."""
-  nonzeros, l1_norm = jax.jit(epoch_lib.over_members(_count_dense))(params)
-  scores = {s: program.evaluate(params, s) for s in ('train', 'val', 'test')}
+  count = jax.jit(epoch_lib.over_members(_count_dense))
+  nonzeros, l1_norm = count(state.params)
+  scores = {s: program.evaluate(state, s) for s in ('train', 'val', 'test')}
   columns = {f'ce_{split}': score.ce for split, score in scores.items()}
   columns |= {'l1_norm': l1_norm, 'nonzeros': nonzeros.total}
   columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
@@ -217,16 +275,15 @@ def _rows(members, data: Dataset, program, params) -> list[dict[str, Any]]:
   ]
 
 
-def _save_members(folder, config: Config, data: Dataset, members, params):
+def _save_members(folder, config: Config, data: Dataset, members, state):
   folder.mkdir()
-  leaves, structure = jax.tree.flatten(jax.device_get(params))
-  by_member = zip(*(x.reshape(-1, *x.shape[2:]) for x in leaves))
-  for (l1, seed), member_leaves in zip(members, by_member):
+  variables = {'params': state.params, **state.model_state}
+  for (l1, seed), member in zip(members, _by_member(variables)):
     weight = config.optimizer if l1 is None else f'l1_{l1:g}'
     results.save(
       folder / f'{weight}_seed_{seed}.npz',
       results.Network(
-        params=jax.tree.unflatten(structure, member_leaves),
+        variables=member,
         model=config.model,
         num_classes=data.num_classes,
         image_shape=data.train.images.shape[1:],

@@ -1,0 +1,81 @@
+"""The settings of a run as an Optax chain, and as a pruning strategy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import mopt
+from mopt.training.config import Config
+
+PyTree = Any
+
+
+def learning_rate(config: Config, steps: int) -> optax.Schedule:
+  """The learning rate as a function of the number of updates.
+
+  The logistic drop ends at a tenth of the initial rate, as in the authors'
+  code, and is held within an epoch of `steps` updates.
+  """
+  rate = config.initial_rate
+  match config.schedule:
+    case 'logistic_drop':
+      drop = mopt.logistic_drop(rate, 0.1 * rate, config.epochs)
+      return mopt.by_epoch(drop, steps)
+    case 'inverse_time':
+      return mopt.inverse_time_decay(rate, config.decay)
+    case _:
+      return optax.constant_schedule(rate)
+
+
+def make_optimizer(
+  config: Config, steps: int, l1: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+  """The chain of one member. `l1` may be traced."""
+  rate = learning_rate(config, steps)
+  if config.scalarization == 'penalty':
+    weights = jnp.stack([jnp.ones_like(l1), l1])  # equation (2)
+  else:
+    weights = jnp.stack([1 - l1, l1])  # equation (7)
+  weighted_sum = mopt.fixed_weights(weights)
+  rms = dict(decay=config.rms_decay, eps=config.eps or 1e-7)
+  adam = dict(b1=config.b1, b2=config.b2, eps=config.eps or 1e-8)
+  sgd = dict(momentum=config.momentum or None, nesterov=config.nesterov)
+  match config.optimizer:
+    case 'smgd':
+      optimizer = mopt.smgd(rate, **sgd)
+    case 'mrmsprop':
+      optimizer = mopt.mrmsprop(rate, **rms)
+    case 'madam':
+      optimizer = mopt.madam(rate, **adam)
+    # The others sum the gradients first, and so optimise the weighted sum.
+    case 'sgd':
+      optimizer = mopt.smgd(rate, **sgd, weighting=weighted_sum)
+    case 'rmsprop':
+      optimizer = optax.chain(
+        mopt.aggregate(weighted_sum),
+        optax.scale_by_rms(**rms, eps_in_sqrt=False),
+        optax.scale_by_learning_rate(rate),
+      )
+    case _:
+      optimizer = optax.chain(
+        mopt.aggregate(weighted_sum), optax.adam(rate, **adam)
+      )
+  if config.prune in ('epoch', 'batch'):
+    every = 1 if config.prune == 'batch' else steps
+    pruning = mopt.prune_by_magnitude(
+      config.threshold, mask=mopt.dense_kernels, every=every
+    )
+    optimizer = optax.chain(optimizer, pruning)
+  return optimizer
+
+
+def prune(config: Config, params: PyTree) -> PyTree:
+  """Prunes the dense kernels of a member, unless it is never to be done.
+
+  All strategies but none do so at the start and at the end.
+  """
+  if config.prune == 'none':
+    return params
+  return mopt.prune(params, config.threshold, mopt.dense_kernels)
