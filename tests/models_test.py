@@ -154,6 +154,7 @@ SHAPES = [
   ((1, 7, 4, 2), (2, 4, 2, 1)),
   ((3, 4, 4, 5), (1, 1, 5, 2)),
   ((2, 8, 8, 1), (5, 1, 1, 3)),
+  ((2, 5, 4, 16), (3, 2, 16, 3)),
 ]
 PADDINGS = ('VALID', 'SAME', ((1, 0), (2, 3)))
 
@@ -178,7 +179,7 @@ def test_shifted_conv_is_the_convolution(images_shape, kernel_shape):
   chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('channels', [1, 6])
+@pytest.mark.parametrize('channels', [1, 6, 16])
 def test_shifted_conv_without_jit(channels):
   images, kernel = draw((2, 6, 5, channels), (3, 3, channels, 4))
   np.testing.assert_allclose(
@@ -189,7 +190,9 @@ def test_shifted_conv_without_jit(channels):
   )
 
 
-@pytest.mark.parametrize(('images_shape', 'kernel_shape'), SHAPES[:2])
+@pytest.mark.parametrize(
+  ('images_shape', 'kernel_shape'), [*SHAPES[:2], SHAPES[-1]]
+)
 def test_shifted_conv_in_bfloat16(images_shape, kernel_shape):
   arguments = draw(images_shape, kernel_shape, jnp.bfloat16)
 
@@ -207,7 +210,7 @@ def test_shifted_conv_in_bfloat16(images_shape, kernel_shape):
     np.testing.assert_allclose(x.astype(jnp.float32), y, 0.02, 0.02 * scale)
 
 
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('channels', [1, 3, 16])
 def test_shifted_conv_under_vmap(channels):
   # As a population runs it: kernels of its members, images shared or not.
   arguments = draw((3, 2, 6, 6, channels), (3, 3, 3, channels, 4))
