@@ -160,11 +160,18 @@ flags.DEFINE_float(
   Config.learning_rate,
   'Initial learning rate (default: 0.01 for sgd and smgd, else 0.001).',
 )
+flags.DEFINE_float(
+  'end_rate',
+  Config.end_rate,
+  'Learning rate at the end of --schedule=logistic_drop (default: a tenth of '
+  'the initial one). Adam and RMSProp do not revive a pruned weight once the '
+  'rate is below a third of the threshold.',
+)
 flags.DEFINE_enum(
   'schedule',
   Config.schedule,
   config_lib.SCHEDULES,
-  'logistic_drop falls to a tenth around three quarters of the epochs (Fig. '
+  'logistic_drop falls to --end_rate around three quarters of the epochs (Fig. '
   '3 of the paper); inverse_time is rate / (1 + decay * step), equation (9).',
 )
 flags.DEFINE_float('decay', Config.decay, 'Of --schedule=inverse_time.')

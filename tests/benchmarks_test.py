@@ -1,10 +1,11 @@
-"""The benchmark of the cost of a step runs, and writes what it says."""
+"""The benchmarks of speed run, and write what they say."""
 
 import json
 import math
 
 import pytest
 
+from benchmarks import epoch_speed
 from benchmarks import step_cost
 
 pytestmark = pytest.mark.slow
@@ -86,3 +87,32 @@ def test_sizes():
   assert step_cost.parse(['--quick']).sizes == [10_000]
   # Smaller ones have no room for the leaves.
   assert step_cost.parse(['--sizes=1e6,1']).sizes == [1_000_000, 5000]
+
+
+def test_flops_are_those_of_the_layers():
+  # Places of the output, times the entries of the kernel, times two.
+  lenet5 = 26 * 26 * 54 + 11 * 11 * 864 + 58_920
+  assert epoch_speed.forward_flops('lenet5') == 2 * lenet5
+  vgg = 32 * 32 * (864 + 9216) + 16 * 16 * (18_432 + 36_864)
+  vgg += 8 * 8 * (73_728 + 147_456) + 20_480
+  assert epoch_speed.forward_flops('vgg') == 2 * vgg
+
+
+def test_epochs_are_timed(tmp_path):
+  path = tmp_path / 'new' / 'epoch_speed.json'
+  epoch_speed.main(['--quick', f'--out={path}'])
+  result = json.loads(path.read_text())
+  assert result['quick'] is True
+  (row,) = result['rows']
+  assert (row['model'], row['optimizer'], row['members']) == (
+    'lenet5',
+    'adam',
+    1,
+  )
+  assert row['n'] == 2
+  assert row['epoch_s'] == pytest.approx(1875 * row['ms_step'] / 1000)
+  assert row['images_s'] == pytest.approx(32_000 / row['ms_step'])
+  assert row['ratio'] == pytest.approx(row['ms_step'] / row['floor_ms'])
+  flops = 3 * 32 * epoch_speed.forward_flops('lenet5')
+  floor_ms = flops / row['matmul_gflops'] / 1e6
+  assert row['floor_ms'] == pytest.approx(floor_ms)

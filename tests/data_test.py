@@ -1,6 +1,8 @@
 """Data sets: splits, the cache, and what happens where there is no data."""
 
+import importlib.util
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -143,6 +145,7 @@ def test_missing_data_is_one_line_with_a_way_out(cache, tmp_path, monkeypatch):
     raise ConnectionError('no network\nand a second line')
 
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', offline)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
   with pytest.raises(data_lib.DataError) as error:
     load_dataset('mnist', data_dir=str(tmp_path))
   message = str(error.value)
@@ -169,3 +172,95 @@ def test_mnist_of_tfds_is_complete(cache):
     5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
   ]  # fmt: skip
   assert (data.mean, data.std) == (0.0, 255.0)
+
+
+class _Source:
+  """What `as_data_source` gives, 31 examples."""
+
+  def __init__(self, features):
+    random = np.random.RandomState(0)
+    draw = lambda f, i: (
+      random.randint(0, 256, f.shape) if f.shape else np.array(i % 3)
+    ).astype(f.np_dtype)
+    self.examples = [
+      {name: draw(f, i) for name, f in features.items()} for i in range(31)
+    ]
+
+  def __len__(self):
+    return len(self.examples)
+
+  def __getitems__(self, indices):
+    return [self.examples[i] for i in indices]
+
+
+@pytest.fixture
+def prepared(cache, monkeypatch):
+  """Puts a set of its own making where TFDS looks for one."""
+  import tensorflow_datasets as tfds
+
+  def put(splits=('train', 'test'), **features):
+    features = {
+      'image': tfds.features.Image(shape=(20, 24, 3)),
+      'label': tfds.features.ClassLabel(num_classes=3),
+      **features,
+    }
+    features = {name: f for name, f in features.items() if f is not None}
+    builder = types.SimpleNamespace(
+      is_prepared=lambda: True,
+      info=types.SimpleNamespace(
+        features=tfds.features.FeaturesDict(features),
+        splits=dict.fromkeys(splits),
+      ),
+      as_data_source=lambda split: [_Source(features) for _ in split],
+    )
+    monkeypatch.setattr(tfds, 'builder', lambda *args, **kwargs: builder)
+
+  return put
+
+
+def test_a_set_of_another_shape_and_number_of_classes_is_read(prepared):
+  prepared()
+  data = load_dataset('odd_digits')
+  assert data.num_classes == 3
+  assert data.train.images.shape == data.test.images.shape == (31, 20, 24, 3)
+  assert data.train.images.dtype == np.uint8
+  assert np.bincount(data.train.labels).tolist() == [11, 10, 10]
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (dict(splits=('train', 'validation')), 'splits train and test, got train'),
+    (dict(label=None), 'features image and label, got image'),
+    (dict(image=((20, 24, 1), np.uint16)), r'0..255 as image, got uint16'),
+    (dict(image=((20, 24, 1), np.float32)), r'0..255 as image, got float32'),
+    (dict(label=((4,), np.int64)), r'one integer as label, got int64\(4,\)'),
+  ],
+)
+def test_what_is_no_classification_of_pictures_is_one_line(
+  prepared, change, said
+):
+  import tensorflow_datasets as tfds
+
+  change = {
+    name: tfds.features.Tensor(shape=value[0], dtype=value[1])
+    if name in ('image', 'label') and value
+    else value
+    for name, value in change.items()
+  }
+  prepared(**change)
+  with pytest.raises(data_lib.DataError, match=said) as error:
+    load_dataset('odd_digits')
+  assert str(error.value).startswith('dataset=odd_digits: expected')
+  assert '\n' not in str(error.value)
+
+
+def test_without_tensorflow_nothing_is_downloaded(cache, tmp_path, monkeypatch):
+  find = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    'find_spec',
+    lambda n: None if n == 'tensorflow' else find(n),
+  )
+  with pytest.raises(data_lib.DataError, match='TensorFlow is not installed'):
+    load_dataset('fashion_mnist', data_dir=str(tmp_path))

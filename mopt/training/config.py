@@ -46,6 +46,7 @@ class Config:
   prune: str = 'batch'
   threshold: float = 1e-3
   learning_rate: float | None = None
+  end_rate: float | None = None
   schedule: str = 'logistic_drop'
   decay: float = 0.01
   momentum: float = 0.9
@@ -70,7 +71,7 @@ class Config:
       value = getattr(self, name)
       if value not in choices:
         raise ValueError(f'{name}={value}: expected {_any_of(choices)}.')
-    for name in ('threshold', 'learning_rate', 'eps'):
+    for name in ('threshold', 'learning_rate', 'end_rate', 'eps'):
       value = getattr(self, name)
       if value is not None and not 0 < value < math.inf:
         raise ValueError(f'{name}={value}: expected a positive number.')
@@ -154,6 +155,11 @@ class Config:
     if self.learning_rate is not None:
       return self.learning_rate
     return 1e-2 if self.optimizer in ('sgd', 'smgd') else 1e-3
+
+  @property
+  def final_rate(self) -> float:
+    """Where the logistic drop ends; a tenth, as in the authors' code."""
+    return self.end_rate or 0.1 * self.initial_rate
 
 
 def _any_of(choices: tuple[str, ...]) -> str:

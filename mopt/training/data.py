@@ -1,12 +1,14 @@
 """Data sets as uint8 arrays in memory, with fixed splits."""
 
 from collections.abc import Callable
+import importlib.util
 import os
 import pathlib
 import tempfile
 from typing import NamedTuple
 import zipfile
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,28 +171,62 @@ def _read_tfds(name: str, data_dir: str | None) -> list[np.ndarray]:
     "to prepare it: pip install -e '.[tfds]' and a network; "
     f'without either: --dataset={EMBEDDED}'
   )
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # TFDS reports every step it takes.
   try:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
     if not builder.is_prepared():
+      # Otherwise this would turn out after the download.
+      if importlib.util.find_spec('tensorflow') is None:
+        raise ImportError('TensorFlow is not installed')
+      print(f'{name} is not in {builder.data_dir}: TFDS prepares it, once')
       builder.download_and_prepare()
+    _check_features(name, builder.info)
     sources = builder.as_data_source(split=['train', 'test'])
-    features = builder.info.features
+  except DataError:
+    raise
   except Exception as error:  # TFDS raises what its file systems raise
     reason = str(error).strip().split('\n')[0][:120]
     raise DataError(
       f'dataset={name}: {type(error).__name__}: {reason}; {advice}.'
     ) from error
-  if features is None or not {'image', 'label'} <= set(features):
-    raise DataError(
-      f'dataset={name}: expected an image classification set with the '
-      f'features image and label, got {sorted(features or ())}.'
-    )
+  finally:
+    logging.set_verbosity(verbosity)
   arrays = []
   for source in sources:
     arrays += _decode(source, name)
   return arrays
+
+
+def _check_features(name: str, info) -> None:
+  """Raises unless a set of TFDS holds pictures with labels, in two splits."""
+  features = info.features or {}
+  if not {'image', 'label'} <= set(features):
+    raise DataError(
+      f'dataset={name}: expected an image classification set with the '
+      f'features image and label, got {", ".join(sorted(features)) or "none"}.'
+    )
+  for feature, kind, wanted in (
+    ('image', 'u', 'pixels in 0..255'),
+    ('label', 'i', 'one integer'),
+  ):
+    dtype = np.dtype(features[feature].np_dtype)
+    shape = features[feature].shape
+    if (
+      dtype.kind != kind
+      or (kind == 'u' and dtype.itemsize > 1)
+      or (kind == 'i' and shape)
+    ):
+      raise DataError(
+        f'dataset={name}: expected {wanted} as {feature}, got {dtype}{shape}.'
+      )
+  if not {'train', 'test'} <= set(info.splits):
+    raise DataError(
+      f'dataset={name}: expected the splits train and test, got '
+      f'{", ".join(sorted(info.splits))}.'
+    )
 
 
 def _decode(source, name: str) -> list[np.ndarray]:

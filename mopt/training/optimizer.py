@@ -15,13 +15,12 @@ PyTree = Any
 def learning_rate(config: Config, steps: int) -> optax.Schedule:
   """The learning rate as a function of the number of updates.
 
-  The logistic drop ends at a tenth of the initial rate, as in the authors'
-  code, and is held within an epoch of `steps` updates.
+  The logistic drop is held within an epoch of `steps` updates.
   """
   rate = config.initial_rate
   match config.schedule:
     case 'logistic_drop':
-      drop = mopt.logistic_drop(rate, 0.1 * rate, config.epochs)
+      drop = mopt.logistic_drop(rate, config.final_rate, config.epochs)
       return mopt.by_epoch(drop, steps)
     case 'inverse_time':
       return mopt.inverse_time_decay(rate, config.decay)
