@@ -164,7 +164,7 @@ flags.DEFINE_float(
   'end_rate',
   Config.end_rate,
   'Learning rate at the end of --schedule=logistic_drop (default: a tenth of '
-  'the initial one). Adam and RMSProp do not revive a pruned weight once the '
+  'the initial one). Adam and RMSProp hardly revive a pruned weight once the '
   'rate is below a third of the threshold.',
 )
 flags.DEFINE_enum(

@@ -1,1 +1,1 @@
-"""What a step costs, measured."""
+"""What a step and an epoch cost, and the paper's experiments; measured."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 import importlib.util
+import logging
 import os
 import pathlib
 import tempfile
 from typing import NamedTuple
 import zipfile
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,8 +171,10 @@ def _read_tfds(name: str, data_dir: str | None) -> list[np.ndarray]:
     "to prepare it: pip install -e '.[tfds]' and a network; "
     f'without either: --dataset={EMBEDDED}'
   )
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)  # TFDS reports every step it takes.
+  # TFDS reports every step it takes.
+  logger = logging.getLogger('absl')
+  level = logger.level
+  logger.setLevel(logging.ERROR)
   try:
     import tensorflow_datasets as tfds
 
@@ -193,7 +195,7 @@ def _read_tfds(name: str, data_dir: str | None) -> list[np.ndarray]:
       f'dataset={name}: {type(error).__name__}: {reason}; {advice}.'
     ) from error
   finally:
-    logging.set_verbosity(verbosity)
+    logger.setLevel(level)
   arrays = []
   for source in sources:
     arrays += _decode(source, name)

@@ -1,0 +1,1 @@
+"""The tables and figures of Reiners, Klamroth and Stiglmayr, 2020, rerun."""

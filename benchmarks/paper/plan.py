@@ -1,0 +1,133 @@
+"""Which trainings each table and figure is made of, and their flags."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+# Fig. 6(a, b): the first has a validation curve; the last is for a CPU.
+CURVES = ('fig7_rmsprop', 'table2d', 'table2d_short')
+FIG6C = tuple(
+  f'fig6c_{schedule}_{threshold}'
+  for schedule in ('constant', 'lrs')
+  for threshold in ('0.001', '0.002')
+)
+# Fig. 7 and 8, panel by panel: the optimizer, and its twin of one objective.
+PANELS = (
+  ('fig7_smgd', 'fig7_sgd'),
+  ('fig7_madam', 'fig7_adam'),
+  ('fig7_mrmsprop', 'fig7_rmsprop'),
+)
+_FIG7 = tuple(training for pair in PANELS for training in pair)
+
+# Of a tuple within a tuple one training is enough.
+NAMES: dict[str, tuple[str | tuple[str, ...], ...]] = {
+  'table2a': ('table2a',),
+  'table2b': ('table2b',),
+  'table2c': ('table2c',),
+  'table2d': ('table2d',),
+  'table2d_short': ('table2d_short',),
+  'fig3': (),
+  'fig4': ('table2c',),
+  'fig5': ('table2c', 'table2b'),
+  'fig6': (CURVES, *FIG6C),
+  'fig7': _FIG7,
+  'fig8': _FIG7,
+  'strategies': ('table2a', 'table2b', 'table2c'),
+}
+# What `all` leaves out where these would have to be trained on a CPU.
+LEFT_OUT = ('table2d', 'fig6')
+
+
+class Training(NamedTuple):
+  """Flags of train.py, but for the seed and the folders."""
+
+  flagfile: str
+  flags: tuple[str, ...] = ()
+  quick: tuple[str, ...] = ()
+  needs_accelerator: bool = False
+
+
+def _mnist(flagfile: str, *flags: str, quick: Sequence[str] = ()) -> Training:
+  subset = ('--dataset=mnist5k', '--epochs=2', *quick)
+  return Training(flagfile, flags, subset)
+
+
+def _cifar10(
+  flagfile: str,
+  *flags: str,
+  quick: Sequence[str] = (),
+  needs_accelerator: bool = True,
+) -> Training:
+  subset = ('--train_size=640', '--epochs=1', *quick)
+  return Training(flagfile, flags, subset, needs_accelerator)
+
+
+def _fig6c(name: str) -> Training:
+  _, schedule, threshold = name.split('_')
+  schedule = {'lrs': 'logistic_drop'}.get(schedule, schedule)
+  return _cifar10('fig6c', f'--schedule={schedule}', f'--threshold={threshold}')
+
+
+_HELD_OUT = '--val_size=500'
+_FEW = '--l1=0,1e-4,3e-4,1e-3'
+TRAININGS = {
+  'table2a': _mnist('table2a', quick=[_FEW]),
+  'table2b': _mnist('table2b', quick=[_FEW]),
+  'table2c': _mnist('table2c', quick=['--l1=0,5e-5,3e-4,1e-3']),
+  'table2d': _cifar10('table2d', quick=['--l1=0,0.03']),
+  'table2d_short': _cifar10(
+    'table2d_short', quick=[_HELD_OUT], needs_accelerator=False
+  ),
+  **{name: _fig6c(name) for name in FIG6C},
+  'fig7_smgd': _mnist('fig7', '--optimizer=smgd', '--learning_rate=1e-2'),
+  'fig7_sgd': _mnist(
+    'fig7', '--optimizer=sgd', '--learning_rate=1e-2', '--l1=3e-4'
+  ),
+  'fig7_madam': _mnist('fig7', '--optimizer=madam', '--learning_rate=1e-3'),
+  'fig7_adam': _mnist(
+    'fig7', '--optimizer=adam', '--learning_rate=1e-3', '--l1=3e-4'
+  ),
+  'fig7_mrmsprop': _cifar10(
+    'fig7_cifar10', '--optimizer=mrmsprop', quick=[_HELD_OUT]
+  ),
+  'fig7_rmsprop': _cifar10(
+    'fig7_cifar10', '--optimizer=rmsprop', '--l1=0.03', quick=[_HELD_OUT]
+  ),
+}
+
+
+class Piece(NamedTuple):
+  """What one process trains: a training with one seed."""
+
+  name: str
+  training: str
+  seed: int
+  flags: tuple[str, ...]
+
+  @property
+  def needs_accelerator(self) -> bool:
+    return TRAININGS[self.training].needs_accelerator
+
+
+def piece(training: str, seed: int, quick: bool = False) -> Piece:
+  flagfile, flags, subset, _ = TRAININGS[training]
+  flags = (f'--flagfile=benchmarks/paper/{flagfile}.flags', *flags)
+  flags += (*(subset if quick else ()), f'--seed={seed}')
+  return Piece(f'{training}_seed{seed}', training, seed, flags)
+
+
+def trainings(
+  name: str, is_there: Callable[[str], bool], can_run: Callable[[str], bool]
+) -> list[str]:
+  """The trainings of a table or figure.
+
+  Of those that can stand in for each other it is the first that is there, or
+  else the first that can be run.
+  """
+
+  def choose(options: Sequence[str]) -> str:
+    good = [t for t in options if is_there(t)]
+    return (good or [t for t in options if can_run(t)] or list(options))[0]
+
+  return [
+    part if isinstance(part, str) else choose(part) for part in NAMES[name]
+  ]

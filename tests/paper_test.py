@@ -1,0 +1,490 @@
+"""The tables and figures of the paper: what is trained, kept and shown."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+from matplotlib import image
+import numpy as np
+import pytest
+
+from benchmarks.paper import __main__ as cli
+from benchmarks.paper import pieces
+from benchmarks.paper import plan
+from benchmarks.paper import tables
+import models
+from mopt.training import results as training_results
+from mopt.training.config import Config
+import train
+
+_ALL = [
+  (training, is_quick)
+  for training in plan.TRAININGS
+  for is_quick in (False, True)
+]
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """Settings and working directory that flags of train.py ask for."""
+  monkeypatch.chdir(pieces.ROOT)
+
+  def forget():
+    train.FLAGS.unparse_flags()
+    for name in train.FLAGS:
+      if train.FLAGS[name].present:
+        train.FLAGS[name].unparse()
+
+  def run(arguments):
+    forget()
+    train.FLAGS(['train.py', *arguments])
+    names = [field.name for field in dataclasses.fields(Config)]
+    config = Config(**{name: train.FLAGS[name].value for name in names})
+    return config, train.FLAGS.workdir
+
+  yield run
+  forget()
+
+
+class FakeTrainer:
+  """In place of a process of train.py: leaves made-up files, at once."""
+
+  def __init__(self, parse):
+    self.parse = parse
+    self.commands = []
+    self.code = 0
+
+  def __call__(self, command):
+    self.commands.append(command)
+    config, workdir = self.parse(command[2:])
+    workdir = pieces.ROOT / workdir
+    workdir.mkdir()
+    if not self.code:
+      _leave_files(config, workdir)
+    return self.code
+
+
+def _leave_files(config, workdir):
+  about = dataclasses.asdict(config)
+  about |= {'environment': {'jax': '0'}, 'seconds': 1.5}
+  training_results.write_json(workdir / 'config.json', about)
+  layers = ('layer1', 'layer2', 'layer3')
+  if config.model == 'vgg':
+    layers = ('denselayer',)
+  rows = [
+    _made_up_row(l1, seed, layers)
+    for seed in config.seed
+    for l1 in config.l1_values
+  ]
+  training_results.mark_front(rows, 'train')
+  training_results.write_csv(workdir / 'results.csv', rows)
+  for epoch in range(1, config.epochs + 1):
+    records = [_made_up_epoch(epoch, row, config) for row in rows]
+    training_results.append_jsonl(workdir / 'metrics.jsonl', records)
+  random = np.random.default_rng(0)
+  for when, epoch in (('initial', 0), ('epoch', 5), ('final', config.epochs)):
+    records = [
+      {'epoch': epoch, 'when': when, 'l1': row['l1'], 'seed': row['seed']}
+      | {'layer': layer}
+      | training_results.weight_histogram(random.normal(size=840))
+      for row in rows
+      for layer in layers
+    ]
+    training_results.append_jsonl(workdir / 'histograms.jsonl', records)
+
+
+def _made_up_row(l1, seed, layers):
+  weight = 1e-5 if l1 is None else max(l1, 1e-6)
+  error = 0.01 + 20 * weight + 1e-4 * seed
+  counts = [int(0.5 / weight**0.8) for _ in layers]
+  row = {'l1': l1, 'seed': seed}
+  row |= {f'ce_{s}': 3 * error for s in ('train', 'val', 'test')}
+  row |= {'l1_norm': 0.1 / weight, 'nonzeros': sum(counts)}
+  row |= {f'nonzeros_{n}': count for n, count in zip(layers, counts)}
+  return row | {f'acc_{s}': 1 - error for s in ('train', 'val', 'test')}
+
+
+def _made_up_epoch(epoch, row, config):
+  counts = {k: v * (2 - 1 / epoch) for k, v in row.items() if 'nonzeros' in k}
+  weight = 1e-5 if row['l1'] is None else row['l1']
+  val = math.nan if config.val_size == 0 else row['acc_val']
+  return {
+    **{'epoch': epoch, 'l1': row['l1'], 'seed': row['seed']},
+    **{'weight_1': 1.0, 'weight_2': weight},
+    **{'weight_2_min': 0.1 * weight, 'weight_2_max': 3 * weight},
+    **{'ce': 1 / 3 / epoch, 'accuracy': row['acc_train']},
+    **{'ce_val': val, 'accuracy_val': val},
+    **counts,
+  }
+
+
+@pytest.fixture
+def trainer(parse):
+  return FakeTrainer(parse)
+
+
+@pytest.fixture
+def places(tmp_path):
+  return pieces.Places(tmp_path / 'results', tmp_path / 'work')
+
+
+@pytest.fixture
+def run(tmp_path, trainer, monkeypatch, capsys):
+  """Calls the command line; returns its exit code, output and errors."""
+  monkeypatch.setattr(cli, '_RESULTS', tmp_path / 'benchmarks')
+  monkeypatch.setattr(cli, '_RUNS', tmp_path / 'runs')
+  monkeypatch.setattr(cli, 'has_accelerator', lambda: False)
+
+  def call(*argv):
+    code = 0
+    try:
+      cli.main(argv, trainer)
+    except SystemExit as stop:
+      code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+  return call
+
+
+def _result(name, rows, seed=0, quick=False):
+  config = dict(model='lenet5', dataset='mnist', epochs=30, seed=[seed])
+  return pieces.Result(name, quick, [], config, rows, {}, [])
+
+
+def _row(l1, nonzeros, acc_test, **others):
+  layers = dict(zip(('nonzeros_layer1', 'nonzeros_layer2'), (nonzeros - 1, 1)))
+  names = ('ce_train', 'ce_test', 'l1_norm', 'acc_train')
+  row = {'l1': l1, 'nonzeros': nonzeros, 'acc_test': acc_test}
+  return row | layers | dict.fromkeys(names, 0.5) | others
+
+
+@pytest.mark.parametrize(('training', 'is_quick'), _ALL)
+def test_flag_files_are_settings_of_the_trainer(parse, training, is_quick):
+  config, _ = parse(plan.piece(training, 3, is_quick).flags)
+  is_cifar10 = config.dataset == 'cifar10'
+  assert config.model == ('vgg' if is_cifar10 else 'lenet5')
+  assert config.model in models.NAMES
+  assert config.seed == (3,)
+  assert len(config.l1_values) <= (4 if is_quick else 16)
+  if is_quick:
+    assert config.epochs <= 2
+    assert config.dataset == 'mnist5k' or config.train_size == 640
+  elif training != 'table2d_short':
+    assert config.epochs == (125 if is_cifar10 else 30)
+
+
+def test_overrides_win_over_the_flag_files_they_are_made_of(parse):
+  short, _ = parse(plan.piece('table2d_short', 0).flags)
+  full, _ = parse(plan.piece('table2d', 0).flags)
+  same = dict(epochs=125, l1=full.l1, val_size=0)
+  assert (short.epochs, short.l1) == (3, (0.0, 0.03))
+  assert dataclasses.replace(short, **same) == full
+  pruning = [parse(plan.piece(f'table2{x}', 0).flags)[0].prune for x in 'abc']
+  assert pruning == ['after', 'epoch', 'batch']
+  config, _ = parse(plan.piece('fig6c_constant_0.002', 0).flags)
+  assert (config.schedule, config.threshold) == ('constant', 0.002)
+  assert config.l1 == (0.004,)
+
+
+@pytest.mark.parametrize('name', ['table2c', 'table2d'])
+def test_all_rows_of_the_paper_are_trained(parse, name):
+  config, _ = parse(plan.piece(name, 0).flags)
+  assert config.l1 == tuple(r['l1'] for r in tables.paper_rows(name))
+  assert config.val_size == 0
+
+
+def test_the_numbers_of_the_paper():
+  (row,) = (r for r in tables.paper_rows('table2c') if r['l1'] == 3e-4)
+  layers = [row[f'nonzeros_layer{i}'] for i in (1, 2, 3)]
+  assert layers == [2107, 300, 170]
+  assert (row['nonzeros'], row['acc_test']) == (2577, 0.985)
+  assert len(tables.paper_rows('table2a')) == 16
+  assert math.isnan(tables.paper_rows('table2b')[0]['acc_test'])
+  assert tables.paper_rows('table2d')[-2]['nonzeros'] == 209
+  for name in ('table2a', 'table2b', 'table2c', 'table2d'):
+    source = pathlib.Path(tables.__file__).with_name(f'{name}.csv').read_text()
+    assert source.startswith('# Reiners, Klamroth, Stiglmayr 2020, arXiv')
+
+
+def test_a_piece_becomes_one_file_and_comes_back(trainer, places, capsys):
+  piece = plan.piece('table2c', 1)
+  assert pieces.train(piece, places, '/some/where', call=trainer)
+  printed = capsys.readouterr().out
+  assert printed.startswith(
+    '$ python train.py --flagfile=benchmarks/paper/table2c.flags --seed=1 '
+    '--data_dir=/some/where --workdir='
+  )
+  (path,) = places.results.iterdir()
+  assert path.name == 'table2c_seed1.json'
+  assert not (places.work / piece.name).exists()
+  assert '/some/where' not in path.read_text()
+  result = pieces.load(path)
+  assert result.command[-1] == '--data_dir=DIR'
+  assert result.config['epochs'] == 30
+  assert result.config['seconds'] == 1.5
+  row = _made_up_row(3e-4, 1, ('layer1', 'layer2', 'layer3'))
+  found = {name: result.rows[7][name] for name in row}
+  assert found == pytest.approx(row, rel=1e-5)
+  assert isinstance(result.rows[7]['nonzeros'], int)
+  assert result.epochs['ce'].shape == (30 * 14,)
+  assert result.epochs['ce'][0] == 0.333333
+  assert np.isnan(result.epochs['ce_val']).all()
+  kept = [(h['l1'], h['layer'], h['when']) for h in result.histograms]
+  assert kept == [(5e-5, 'layer3', x) for x in ('initial', 'epoch', 'final')]
+
+
+def test_a_result_is_of_a_size_to_be_kept(trainer, places):
+  pieces.train(plan.piece('table2d', 0), places, call=trainer)
+  (path,) = places.results.iterdir()
+  assert path.stat().st_size < 400_000
+  assert max(map(len, path.read_text().splitlines())) < 40_000
+
+
+def test_what_is_there_is_not_trained_again(trainer, places):
+  piece = plan.piece('table2b', 0, quick=True)
+  assert pieces.train(piece, places, quick=True, call=trainer)
+  assert not pieces.train(piece, places, quick=True, call=trainer)
+  assert len(trainer.commands) == 1
+  assert pieces.train(piece._replace(name='other'), places, call=trainer)
+
+
+@pytest.mark.parametrize(('code', 'expected'), [(2, 2), (-9, 137)])
+def test_a_failed_process_leaves_no_result(trainer, places, code, expected):
+  piece = plan.piece('table2a', 0)
+  trainer.code = code
+  with pytest.raises(pieces.Failed, match=f'table2a_seed0.*{expected}') as info:
+    pieces.train(piece, places, call=trainer)
+  assert info.value.code == expected
+  assert list(places.results.iterdir()) == []
+  # What it left of its working directory does not stop the next one.
+  trainer.code = 0
+  assert pieces.train(piece, places, call=trainer)
+
+
+def test_an_interrupted_process_leaves_no_result(run, tmp_path):
+  def interrupt(command):
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['table2a', f'--results={tmp_path}/results'], interrupt)
+  assert stop.value.code == 130
+  assert list((tmp_path / 'results').iterdir()) == []
+
+
+def test_a_process_without_its_files_has_failed(places):
+  with pytest.raises(pieces.Failed, match=r'table2a_seed0: .*config.json'):
+    pieces.train(plan.piece('table2a', 0), places, call=lambda command: 0)
+  assert list(places.results.iterdir()) == []
+
+
+def test_a_piece_is_trained_by_one_process_at_a_time(trainer, places):
+  piece = plan.piece('table2a', 0)
+
+  def second(command):
+    with pytest.raises(pieces.Failed, match='being trained already'):
+      pieces.train(piece, places, call=trainer)
+    return trainer(command)
+
+  assert pieces.train(piece, places, call=second)
+
+
+def test_rows_that_are_worse_than_the_papers_are_marked():
+  rows = [
+    _row(1e-4, 6_000, 0.988),  # fewer weights, equally accurate
+    _row(3e-4, 2_577, 0.9849),
+    _row(5e-4, 1_705, 0.99),
+    _row(7e-4, 1_527, 0.9809),
+    _row(5e-3, 162, 0.90),  # where the paper's has collapsed
+    _row(7e-3, 1, 0.11),  # with nothing in layer1
+  ]
+  found = tables.pairs([_result('table2c', rows)], 'table2c')
+  assert [pair.worse for pair in found] == [
+    (),
+    ('accuracy',),
+    ('nonzeros',),
+    ('accuracy', 'nonzeros'),
+    (),
+    (),
+  ]
+  assert tables.dominated(found, 'table2c') == [(3e-4, 3e-4), (7e-4, 7e-4)]
+  _, body = tables.cells(found)
+  assert body[0][:2] == ['0.0001', '6,000 | 6,686']
+  assert [line[-1] for line in body] == [
+    '',
+    'worse: accuracy',
+    'worse: nonzeros',
+    'worse: both',
+    'paper: collapsed',
+    'not in the paper, ours: 1 collapsed',
+  ]
+
+
+def test_several_seeds_are_a_mean_and_its_deviation():
+  results = [
+    _result('table2b', [_row(1e-4, 6_000 + 100 * seed, 0.98)], seed)
+    for seed in (0, 1, 2)
+  ]
+  _, (line,) = tables.cells(tables.pairs(results, 'table2b'))
+  assert line[1] == '6,100 ± 100 | 7,175'
+  assert '98.00 ± 0.00 | –' in line
+  assert 'seeds 0, 1, 2' in tables.title(results, 'table2b')
+  assert 'could not be read' in tables.summary(results, 'table2b')[0]
+  page = tables.markdown(results, 'table2b')
+  assert 'python -m benchmarks.paper table2b --seed=0,1,2' in page
+
+
+def test_hypervolume_in_test_error_and_log_nonzeros():
+  total = 58_920
+  rows = [
+    _row(1e-4, total / math.e**2, 0.96),
+    _row(1e-3, total / math.e**3, 0.955),
+    _row(2e-3, total / math.e**3, 0.94),  # too inaccurate
+    _row(0.0, total, 0.999),  # nothing pruned
+    _row(1e-2, 1, 0.97, nonzeros_layer2=0),  # collapsed
+  ]
+  # 0.01 * 2 by the first, and 0.005 * 1 more by the second.
+  assert tables.hypervolume(rows) == pytest.approx(0.025)
+  assert tables.hypervolume([]) == 0
+  # More than its row of 3e-4 alone.
+  paper = tables.hypervolume(tables.paper_rows('table2c'))
+  assert paper > (0.05 - 0.015) * math.log(58_920 / 2_577)
+
+
+def test_fewest_nonzeros_at_an_accuracy():
+  paper = tables.paper_rows('table2c')
+  fewest = [tables.fewest(paper, x) for x in (0.985, 0.989, 0.979, 0.995)]
+  assert fewest[:3] == [2577, 7054, 1056]
+  assert math.isnan(fewest[3])
+
+
+def test_float32_accuracies_reach_their_decimal(trainer, places):
+  row = _row(3e-4, 100, 0.9889999628067017)  # 9,890 of 10,000, by XLA
+
+  def call(command):
+    trainer(command)
+    workdir = places.work / 'table2c_seed0'
+    training_results.write_csv(workdir / 'results.csv', [row])
+    return 0
+
+  pieces.train(plan.piece('table2c', 0), places, call=call)
+  result = pieces.load(places.results / 'table2c_seed0.json')
+  assert tables.fewest(result.rows, 0.989) == 100
+
+
+def test_every_table_and_figure_is_made(run, tmp_path, trainer):
+  code, out, err = run('all', '--seed=0,1')
+  assert (code, err) == (0, '')
+  assert 'Left out: table2d, fig6, ' in out
+  folder = tmp_path / 'benchmarks' / 'paper'
+  names = {path.name for path in folder.iterdir()}
+  assert {'table2c.md', 'table2d_short.md'} < names
+  assert not {'table2d.md', 'fig6.png'} & names
+  assert 'Hypervolume' in out
+  pictures = [path for path in folder.iterdir() if path.suffix == '.png']
+  figures = {'fig3', 'fig4', 'fig5', 'fig7', 'fig8', 'strategies'}
+  assert {path.stem for path in pictures} == figures
+  # Once per training and seed, and nothing for an accelerator.
+  assert len(trainer.commands) == 2 * 8
+  for path in pictures:
+    _check_picture(path)
+  # Fig. 6 by the short run, without its third panel.
+  code, out, err = run('fig6', '--seed=0,1')
+  assert (code, err, len(trainer.commands)) == (0, '', 2 * 8)
+  assert 'fig6: left out fig6c_constant_0.001' in out
+  _check_picture(folder / 'fig6.png')
+
+
+def test_with_an_accelerator_nothing_is_left_out(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, 'has_accelerator', lambda: True)
+  code, out, err = run('table2d', 'fig6', 'fig7', 'fig8')
+  assert (code, err) == (0, '')
+  assert 'eft out' not in out
+  assert 'CIFAR10' in out
+  folder = tmp_path / 'benchmarks' / 'paper'
+  assert len(list(folder.glob('fig6c_*_seed0.json'))) == 4
+  # Fig. 6(a, b) is made of what is there: a table with all its members.
+  assert len(list(folder.glob('*.json'))) == 1 + 4 + 6
+  for name in ('fig6', 'fig7', 'fig8'):
+    _check_picture(folder / f'{name}.png')
+
+
+def _check_picture(path):
+  pixels = image.imread(path)
+  assert pixels.std() > 0.05
+  assert path.stat().st_size < 120_000, path
+
+
+def test_quick_results_are_kept_apart(run, tmp_path):
+  code, out, err = run('table2b', '--quick')
+  assert (code, err) == (0, '')
+  assert 'quick: LeNet-5 on mnist5k' in out
+  assert not (tmp_path / 'benchmarks').exists()
+  folder = tmp_path / 'runs' / 'paper_quick'
+  assert 'quick' in (folder / 'table2b.md').read_text()
+  code, _, err = run('table2b', '--quick', f'--results={tmp_path}/benchmarks')
+  assert (code, err.count('\n')) == (2, 1)
+  code, _, err = run('table2b', f'--results={folder}')
+  assert (code, err.count('\n')) == (2, 1)
+  assert 'expected a full run, got a --quick run' in err
+
+
+def test_seeds_of_other_settings_are_not_averaged(run, tmp_path):
+  run('table2b', '--seed=0,1')
+  path = tmp_path / 'benchmarks' / 'paper' / 'table2b_seed1.json'
+  content = json.loads(path.read_text())
+  content['config']['epochs'] = 29
+  path.write_text(json.dumps(content))
+  code, _, err = run('table2b', '--seed=0,1')
+  assert (code, err.count('\n')) == (2, 1)
+  assert 'epochs=30' in err
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"name": "table2b_seed0"}'])
+def test_a_damaged_result_is_one_line(run, tmp_path, text):
+  (tmp_path / 'table2b_seed0.json').write_text(text)
+  code, out, err = run('table2b', f'--results={tmp_path}')
+  assert (code, out, err.count('\n')) == (2, '', 1)
+  assert 'table2b_seed0.json: expected a result' in err
+
+
+def test_the_list_says_what_is_there(run):
+  run('table2b')
+  code, out, err = run('--list')
+  assert (code, err) == (0, '')
+  lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+  assert 'there, took 2 s' in lines['table2b_seed0']
+  assert 'missing' in lines['table2c_seed0']
+  assert 'needs an accelerator' in lines['table2d_seed0']
+  assert set(lines) > {f'{name}_seed0' for name in plan.TRAININGS}
+  _, out, _ = run('fig4', '--list', '--seed=5')
+  assert 'table2c_seed5' in out
+  assert 'table2d' not in out
+
+
+@pytest.mark.parametrize(
+  ('argv', 'named'),
+  [
+    (['table9'], ['table9', 'table2c', 'strategies', 'all']),
+    (['fig3', 'fig10'], ['fig10', 'fig8']),
+    (['fig9'], ['fig9', 'searches']),
+    ([], ['table2a', '--help']),
+    (['table2d'], ['table2d', 'accelerator', 'table2d_short']),
+    (['fig3', '--seed=one'], ['one', 'integers']),
+    (['fig3', '--seed=1,1'], ['1,1', 'different']),
+    (['fig3', '--seed=-1'], ['-1']),
+    (['fig3', '--seed='], ['integers']),
+    (['fig3', '--data_dir=/no/such'], ['data_dir=/no/such', 'folder']),
+    (['fig3', '--data_dir='], ['data_dir=', 'folder']),
+    (['fig3', f'--results={__file__}/x'], ['results=', 'paper_test.py']),
+    (['fig3', '--fast'], ['--fast']),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_2(run, tmp_path, argv, named):
+  code, out, err = run(*argv)
+  assert (code, out) == (2, '')
+  assert err.count('\n') == 1
+  for part in named:
+    assert part in err
+  assert list(tmp_path.iterdir()) == []
