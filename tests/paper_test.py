@@ -379,19 +379,19 @@ def test_every_table_and_figure_is_made(run, tmp_path, trainer):
   assert 'Left out: table2d, fig6, ' in out
   folder = tmp_path / 'benchmarks' / 'paper'
   names = {path.name for path in folder.iterdir()}
-  assert {'table2c.md', 'table2d_short.md'} < names
+  assert {'table2c.md', 'table2d_short.md', 'rates.md'} < names
   assert not {'table2d.md', 'fig6.png'} & names
   assert 'Hypervolume' in out
   pictures = [path for path in folder.iterdir() if path.suffix == '.png']
   figures = {'fig3', 'fig4', 'fig5', 'fig7', 'fig8', 'strategies'}
   assert {path.stem for path in pictures} == figures
   # Once per training and seed, and nothing for an accelerator.
-  assert len(trainer.commands) == 2 * 8
+  assert len(trainer.commands) == 2 * 16
   for path in pictures:
     _check_picture(path)
   # Fig. 6 by the short run, without its third panel.
   code, out, err = run('fig6', '--seed=0,1')
-  assert (code, err, len(trainer.commands)) == (0, '', 2 * 8)
+  assert (code, err, len(trainer.commands)) == (0, '', 2 * 16)
   assert 'fig6: left out fig6c_constant_0.001' in out
   _check_picture(folder / 'fig6.png')
 

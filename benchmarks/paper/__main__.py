@@ -9,6 +9,8 @@ Names:
   table2a         pruning once, after training, LeNet-5 on MNIST
   table2b         pruning after each epoch, LeNet-5 on MNIST
   table2c         pruning after each batch, LeNet-5 on MNIST
+  table2c_tuned   the same with another learning rate, better than the paper's
+  rates           how that rate was chosen
   table2d         pruning after each batch, VGG on CIFAR10 (accelerator)
   table2d_short   the same in 3 epochs with l1 0 and 0.03, for a CPU
   fig3            the learning-rate schedule; nothing is trained
@@ -17,7 +19,7 @@ Names:
   fig6            VGG: loss, accuracy, nonzeros (accelerator)
   fig7            accuracy of multiobjective optimizers and their twins
   fig8            the weights that they find
-  strategies      fronts of table2a, table2b and table2c (section 6.2.1)
+  strategies      fronts of table2a, b, c and c_tuned (section 6.2.1)
   all             all of these; without an accelerator not table2d and fig6
   fig9            comes with the searches
 
@@ -48,6 +50,7 @@ from benchmarks.paper import curves
 from benchmarks.paper import fronts
 from benchmarks.paper import pieces
 from benchmarks.paper import plan
+from benchmarks.paper import rates
 from benchmarks.paper import tables
 
 _PROGRAM = 'python -m benchmarks.paper'
@@ -223,7 +226,9 @@ class Benchmark:
         highlight=False,
         soft_wrap=True,
       )
-    if name in tables.TITLES:
+    if name == 'rates':
+      path = self.write(name, rates.markdown(results))
+    elif name in tables.TITLES:
       path = self.show(results[name], name)
     else:
       path = _FIGURES[name](results, self.args.places.results / f'{name}.png')
@@ -241,8 +246,11 @@ class Benchmark:
     self.console.print(tables.rich_table(results, name))
     for line in tables.summary(results, name):
       self.console.print(line, highlight=False, soft_wrap=True)
+    return self.write(name, tables.markdown(results, name))
+
+  def write(self, name: str, page: str) -> pathlib.Path:
     path = self.args.places.results / f'{name}.md'
-    path.write_text(tables.markdown(results, name))
+    path.write_text(page)
     return path
 
   def print_list(self) -> None:

@@ -107,6 +107,7 @@ _STRATEGIES = (
   ('table2a', 'after training', canvas.LIGHT, '^'),
   ('table2b', 'epochwise', canvas.MIDDLE, 's'),
   ('table2c', 'batchwise', canvas.DARK, 'o'),
+  ('table2c_tuned', 'batchwise, tuned rate', 'black', 'D'),
 )
 
 
@@ -121,15 +122,17 @@ def strategies(results: Results, path: pathlib.Path) -> pathlib.Path:
   everything = []
   for name, label, hue, marker in _STRATEGIES:
     ours = [row for r in results[name] for row in tables.alive(r.rows)]
+    _front(axes, ours, f'{label}, ours', hue, marker, is_filled=True)
+    everything += ours
+    if name == 'table2c_tuned':  # The paper has no such run.
+      continue
     paper = tables.alive(tables.paper_rows(name))
     paper = [row for row in paper if not np.isnan(row['acc_test'])]
-    _front(axes, ours, f'{label}, ours', hue, marker, is_filled=True)
     if paper:
       _front(axes, paper, f'{label}, paper', hue, marker, is_filled=False)
     else:
       text = f'{label}, paper: could not be read'
       axes.plot([], [], linestyle='none', label=text)
-    everything += ours
   axes.set_xscale('log')
   lowest = canvas.lowest_accuracy(_value(row, 'acc') for row in everything)
   axes.set_ylim(bottom=lowest)

@@ -16,6 +16,17 @@ PANELS = (
   ('fig7_madam', 'fig7_adam'),
   ('fig7_mrmsprop', 'fig7_rmsprop'),
 )
+# Start and end of the logistic drop, of which one is in table2c_tuned.flags.
+_RATES = (
+  (1e-3, 1e-4),
+  (2e-3, 2e-4),
+  (4e-3, 4e-4),
+  (8e-3, 8e-4),
+  (4e-3, 1e-4),
+  (8e-3, 1e-4),
+  (16e-3, 1e-4),
+)
+RATES = {f'rate_{start:g}_{end:g}': (start, end) for start, end in _RATES}
 _FIG7 = tuple(training for pair in PANELS for training in pair)
 
 # Of a tuple within a tuple one training is enough.
@@ -23,6 +34,8 @@ NAMES: dict[str, tuple[str | tuple[str, ...], ...]] = {
   'table2a': ('table2a',),
   'table2b': ('table2b',),
   'table2c': ('table2c',),
+  'table2c_tuned': ('table2c_tuned',),
+  'rates': tuple(RATES),
   'table2d': ('table2d',),
   'table2d_short': ('table2d_short',),
   'fig3': (),
@@ -31,7 +44,7 @@ NAMES: dict[str, tuple[str | tuple[str, ...], ...]] = {
   'fig6': (CURVES, *FIG6C),
   'fig7': _FIG7,
   'fig8': _FIG7,
-  'strategies': ('table2a', 'table2b', 'table2c'),
+  'strategies': ('table2a', 'table2b', 'table2c', 'table2c_tuned'),
 }
 # What `all` leaves out where these would have to be trained on a CPU.
 LEFT_OUT = ('table2d', 'fig6')
@@ -73,10 +86,20 @@ TRAININGS = {
   'table2a': _mnist('table2a', quick=[_FEW]),
   'table2b': _mnist('table2b', quick=[_FEW]),
   'table2c': _mnist('table2c', quick=['--l1=0,5e-5,3e-4,1e-3']),
+  'table2c_tuned': _mnist('table2c_tuned', quick=[_FEW]),
   'table2d': _cifar10('table2d', quick=['--l1=0,0.03']),
   'table2d_short': _cifar10(
     'table2d_short', quick=[_HELD_OUT], needs_accelerator=False
   ),
+  **{
+    name: _mnist(
+      'rates',
+      f'--learning_rate={start:g}',
+      f'--end_rate={end:g}',
+      quick=[_HELD_OUT],
+    )
+    for name, (start, end) in RATES.items()
+  },
   **{name: _fig6c(name) for name in FIG6C},
   'fig7_smgd': _mnist('fig7', '--optimizer=smgd', '--learning_rate=1e-2'),
   'fig7_sgd': _mnist(

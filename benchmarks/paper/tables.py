@@ -18,6 +18,7 @@ TITLES = {
   'table2a': 'Table 2(a): pruning once, after training',
   'table2b': 'Table 2(b): epochwise pruning',
   'table2c': 'Table 2(c): batchwise pruning',
+  'table2c_tuned': 'Table 2(c) with a tuned learning rate',
   'table2d': 'Table 2(d): batchwise pruning',
   'table2d_short': 'Short run, 3 epochs, beside Table 2(d) with its 125',
 }
@@ -42,7 +43,7 @@ class Pair(NamedTuple):
 
 def paper_rows(name: str) -> list[dict[str, float]]:
   """A table of the paper, with the sum of nonzeros over the layers."""
-  table = name.removesuffix('_short')
+  table = name.removesuffix('_short').removesuffix('_tuned')
   path = pathlib.Path(__file__).with_name(f'{table}.csv')
   lines = path.read_text().splitlines()
   rows = [
@@ -220,7 +221,8 @@ def summary(results: Sequence[Result], name: str) -> list[str]:
     lines = ["The paper's test accuracies could not be read: no dominance."]
   if left:
     lines.append(f'In the paper, not trained here: {", ".join(left)}.')
-  return lines + (_fronts(results, name) if name == 'table2c' else [])
+  is_front = name in ('table2c', 'table2c_tuned')
+  return lines + (_fronts(results, name) if is_front else [])
 
 
 def _fronts(results: Sequence[Result], name: str) -> list[str]:
