@@ -148,6 +148,10 @@ def run(tmp_path, trainer, monkeypatch, capsys):
   return call
 
 
+def _piece(training, seed, quick=False):
+  return plan.pieces(training, seed, quick)[0]
+
+
 def _result(name, rows, seed=0, quick=False):
   config = dict(model='lenet5', dataset='mnist', epochs=30, seed=[seed])
   return pieces.Result(name, quick, [], config, rows, {}, [])
@@ -162,7 +166,7 @@ def _row(l1, nonzeros, acc_test, **others):
 
 @pytest.mark.parametrize(('training', 'is_quick'), _ALL)
 def test_flag_files_are_settings_of_the_trainer(parse, training, is_quick):
-  config, _ = parse(plan.piece(training, 3, is_quick).flags)
+  config, _ = parse(_piece(training, 3, is_quick).flags)
   is_cifar10 = config.dataset == 'cifar10'
   assert config.model == ('vgg' if is_cifar10 else 'lenet5')
   assert config.model in models.NAMES
@@ -176,23 +180,46 @@ def test_flag_files_are_settings_of_the_trainer(parse, training, is_quick):
 
 
 def test_overrides_win_over_the_flag_files_they_are_made_of(parse):
-  short, _ = parse(plan.piece('table2d_short', 0).flags)
-  full, _ = parse(plan.piece('table2d', 0).flags)
+  short, _ = parse(_piece('table2d_short', 0).flags)
+  full, _ = parse(_piece('table2d', 0).flags)
   same = dict(epochs=125, l1=full.l1, val_size=0)
   assert (short.epochs, short.l1) == (3, (0.0, 0.03))
   assert dataclasses.replace(short, **same) == full
-  pruning = [parse(plan.piece(f'table2{x}', 0).flags)[0].prune for x in 'abc']
+  pruning = [parse(_piece(f'table2{x}', 0).flags)[0].prune for x in 'abc']
   assert pruning == ['after', 'epoch', 'batch']
-  config, _ = parse(plan.piece('fig6c_constant_0.002', 0).flags)
+  config, _ = parse(_piece('fig6c_constant_0.002', 0).flags)
   assert (config.schedule, config.threshold) == ('constant', 0.002)
   assert config.l1 == (0.004,)
 
 
 @pytest.mark.parametrize('name', ['table2c', 'table2d'])
 def test_all_rows_of_the_paper_are_trained(parse, name):
-  config, _ = parse(plan.piece(name, 0).flags)
-  assert config.l1 == tuple(r['l1'] for r in tables.paper_rows(name))
-  assert config.val_size == 0
+  configs = [parse(piece.flags)[0] for piece in plan.pieces(name, 0)]
+  l1 = [l1 for config in configs for l1 in config.l1]
+  assert l1 == [r['l1'] for r in tables.paper_rows(name)]
+  assert {config.val_size for config in configs} == {0}
+
+
+def test_parts_of_a_training_are_one_result(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, 'has_accelerator', lambda: True)
+  code, out, err = run('table2d')
+  assert (code, err) == (0, '')
+  folder = tmp_path / 'benchmarks' / 'paper'
+  paths = sorted(folder.glob('*.json'))
+  names = [f'table2d_part{i}_seed0' for i in (1, 2, 3)]
+  assert [path.stem for path in paths] == names
+  parts = [pieces.load(path) for path in paths]
+  merged = pieces.merge(parts)
+  paper = tables.paper_rows('table2d')
+  assert [row['l1'] for row in merged.rows] == [row['l1'] for row in paper]
+  assert merged.config['l1'] == [row['l1'] for row in paper]
+  seconds = [part.config['seconds'] for part in parts]
+  assert merged.config['seconds'] == sum(seconds)
+  assert len(merged.epochs['l1']) == sum(len(p.epochs['l1']) for p in parts)
+  assert 'not trained here' not in out
+  other = parts[1]._replace(config=parts[1].config | {'epochs': 3})
+  with pytest.raises(pieces.Failed, match='expected epochs'):
+    pieces.merge([parts[0], other])
 
 
 def test_the_numbers_of_the_paper():
@@ -209,7 +236,7 @@ def test_the_numbers_of_the_paper():
 
 
 def test_a_piece_becomes_one_file_and_comes_back(trainer, places, capsys):
-  piece = plan.piece('table2c', 1)
+  piece = _piece('table2c', 1)
   assert pieces.train(piece, places, '/some/where', call=trainer)
   printed = capsys.readouterr().out
   assert printed.startswith(
@@ -236,14 +263,14 @@ def test_a_piece_becomes_one_file_and_comes_back(trainer, places, capsys):
 
 
 def test_a_result_is_of_a_size_to_be_kept(trainer, places):
-  pieces.train(plan.piece('table2d', 0), places, call=trainer)
+  pieces.train(_piece('table2d', 0), places, call=trainer)
   (path,) = places.results.iterdir()
   assert path.stat().st_size < 400_000
   assert max(map(len, path.read_text().splitlines())) < 40_000
 
 
 def test_what_is_there_is_not_trained_again(trainer, places):
-  piece = plan.piece('table2b', 0, quick=True)
+  piece = _piece('table2b', 0, quick=True)
   assert pieces.train(piece, places, quick=True, call=trainer)
   assert not pieces.train(piece, places, quick=True, call=trainer)
   assert len(trainer.commands) == 1
@@ -252,7 +279,7 @@ def test_what_is_there_is_not_trained_again(trainer, places):
 
 @pytest.mark.parametrize(('code', 'expected'), [(2, 2), (-9, 137)])
 def test_a_failed_process_leaves_no_result(trainer, places, code, expected):
-  piece = plan.piece('table2a', 0)
+  piece = _piece('table2a', 0)
   trainer.code = code
   with pytest.raises(pieces.Failed, match=f'table2a_seed0.*{expected}') as info:
     pieces.train(piece, places, call=trainer)
@@ -275,12 +302,12 @@ def test_an_interrupted_process_leaves_no_result(run, tmp_path):
 
 def test_a_process_without_its_files_has_failed(places):
   with pytest.raises(pieces.Failed, match=r'table2a_seed0: .*config.json'):
-    pieces.train(plan.piece('table2a', 0), places, call=lambda command: 0)
+    pieces.train(_piece('table2a', 0), places, call=lambda command: 0)
   assert list(places.results.iterdir()) == []
 
 
 def test_a_piece_is_trained_by_one_process_at_a_time(trainer, places):
-  piece = plan.piece('table2a', 0)
+  piece = _piece('table2a', 0)
 
   def second(command):
     with pytest.raises(pieces.Failed, match='being trained already'):
@@ -368,7 +395,7 @@ def test_float32_accuracies_reach_their_decimal(trainer, places):
     training_results.write_csv(workdir / 'results.csv', [row])
     return 0
 
-  pieces.train(plan.piece('table2c', 0), places, call=call)
+  pieces.train(_piece('table2c', 0), places, call=call)
   result = pieces.load(places.results / 'table2c_seed0.json')
   assert tables.fewest(result.rows, 0.989) == 100
 
@@ -405,7 +432,7 @@ def test_with_an_accelerator_nothing_is_left_out(run, tmp_path, monkeypatch):
   folder = tmp_path / 'benchmarks' / 'paper'
   assert len(list(folder.glob('fig6c_*_seed0.json'))) == 4
   # Fig. 6(a, b) is made of what is there: a table with all its members.
-  assert len(list(folder.glob('*.json'))) == 1 + 4 + 6
+  assert len(list(folder.glob('*.json'))) == 3 + 4 + 6
   for name in ('fig6', 'fig7', 'fig8'):
     _check_picture(folder / f'{name}.png')
 

@@ -177,7 +177,8 @@ class Benchmark:
     self.console = Console(width=max(Console().width, 240))
 
   def pieces_of(self, training: str) -> list[plan.Piece]:
-    return [plan.piece(training, s, self.args.quick) for s in self.args.seed]
+    args = self.args
+    return [p for s in args.seed for p in plan.pieces(training, s, args.quick)]
 
   def is_there(self, training: str) -> bool:
     places = self.args.places
@@ -235,12 +236,15 @@ class Benchmark:
     print(f'{"quick: " * self.args.quick}{name} -> {_short(path)}')
 
   def results_of(self, training: str) -> list[pieces.Result]:
-    args, found = self.args, []
+    args = self.args
+    found: dict[int, list[pieces.Result]] = {}
     for piece in self.pieces_of(training):
       pieces.train(piece, args.places, args.data_dir, args.quick, self.call)
-      found.append(pieces.load(args.places.json(piece), args.quick))
-    pieces.check_alike(found)
-    return found
+      result = pieces.load(args.places.json(piece), args.quick)
+      found.setdefault(piece.seed, []).append(result)
+    merged = [pieces.merge(parts) for parts in found.values()]
+    pieces.check_alike(merged)
+    return merged
 
   def show(self, results: list[pieces.Result], name: str) -> pathlib.Path:
     self.console.print(tables.rich_table(results, name))

@@ -165,6 +165,28 @@ def load(path: pathlib.Path, quick: bool = False) -> Result:
   return result._replace(rows=rows, epochs=epochs)
 
 
+def merge(parts: Sequence[Result]) -> Result:
+  """One result of those that share a seed and differ in their l1 weights."""
+  first, *others = parts
+  if not others:
+    return first
+  together = lambda name: [x for part in parts for x in getattr(part, name)]
+  config = first.config | {
+    'l1': [l1 for part in parts for l1 in part.config['l1']],
+    'seconds': sum(part.config['seconds'] for part in parts),
+  }
+  check_alike([p._replace(config=p.config | {'l1': None}) for p in parts])
+  return first._replace(
+    config=config,
+    rows=together('rows'),
+    epochs={
+      name: np.concatenate([part.epochs[name] for part in parts])
+      for name in first.epochs
+    },
+    histograms=together('histograms'),
+  )
+
+
 def check_alike(results: Sequence[Result]) -> None:
   """Raises `Failed` unless these differ in nothing but the seed.
 

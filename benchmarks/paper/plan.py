@@ -57,6 +57,9 @@ class Training(NamedTuple):
   flags: tuple[str, ...] = ()
   quick: tuple[str, ...] = ()
   needs_accelerator: bool = False
+  # Flags of processes that train a share of it each, so that less is lost where
+  # time is cut into slices; empty for one process.
+  parts: tuple[str, ...] = ()
 
 
 def _mnist(flagfile: str, *flags: str, quick: Sequence[str] = ()) -> Training:
@@ -69,9 +72,10 @@ def _cifar10(
   *flags: str,
   quick: Sequence[str] = (),
   needs_accelerator: bool = True,
+  parts: Sequence[str] = (),
 ) -> Training:
   subset = ('--train_size=640', '--epochs=1', *quick)
-  return Training(flagfile, flags, subset, needs_accelerator)
+  return Training(flagfile, flags, subset, needs_accelerator, tuple(parts))
 
 
 def _fig6c(name: str) -> Training:
@@ -87,7 +91,15 @@ TRAININGS = {
   'table2b': _mnist('table2b', quick=[_FEW]),
   'table2c': _mnist('table2c', quick=['--l1=0,5e-5,3e-4,1e-3']),
   'table2c_tuned': _mnist('table2c_tuned', quick=[_FEW]),
-  'table2d': _cifar10('table2d', quick=['--l1=0,0.03']),
+  'table2d': _cifar10(
+    'table2d',
+    quick=['--l1=0,0.03'],
+    parts=[
+      '--l1=0,1e-4,3e-4,5e-4,7e-4',
+      '--l1=9e-4,1e-3,3e-3,5e-3,7e-3',
+      '--l1=9e-3,0.01,0.03,0.05',
+    ],
+  ),
   'table2d_short': _cifar10(
     'table2d_short', quick=[_HELD_OUT], needs_accelerator=False
   ),
@@ -131,11 +143,20 @@ class Piece(NamedTuple):
     return TRAININGS[self.training].needs_accelerator
 
 
-def piece(training: str, seed: int, quick: bool = False) -> Piece:
-  flagfile, flags, subset, _ = TRAININGS[training]
+def pieces(training: str, seed: int, quick: bool = False) -> list[Piece]:
+  """A training with one seed, in as many processes as it has parts."""
+  flagfile, flags, subset, _, parts = TRAININGS[training]
   flags = (f'--flagfile=benchmarks/paper/{flagfile}.flags', *flags)
-  flags += (*(subset if quick else ()), f'--seed={seed}')
-  return Piece(f'{training}_seed{seed}', training, seed, flags)
+  last = f'--seed={seed}'
+  if quick or not parts:
+    flags += (*(subset if quick else ()), last)
+    return [Piece(f'{training}_seed{seed}', training, seed, flags)]
+  return [
+    Piece(
+      f'{training}_part{i}_seed{seed}', training, seed, (*flags, part, last)
+    )
+    for i, part in enumerate(parts, 1)
+  ]
 
 
 def trainings(
