@@ -13,7 +13,7 @@ import mopt
 
 ROOT = pathlib.Path(__file__).parents[1]
 CORE = {'jax', 'optax', 'numpy', 'chex'}
-NUMERICS = ('min_norm', 'pareto', 'masks', 'objectives')
+NUMERICS = ('min_norm', 'pareto', 'masks', 'objectives', 'search')
 
 
 def module_name(path):
