@@ -2,6 +2,9 @@
 
 import importlib.util
 import pathlib
+import signal
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -76,6 +79,48 @@ def test_a_validation_size_that_leaves_nothing_is_refused():
     load_dataset('mnist5k', val_size=4500)
 
 
+@pytest.mark.parametrize(
+  ('size', 'val_size'), [(100, 500), (4000, 500), (1, 0)]
+)
+def test_training_examples_can_be_fewer(size, val_size):
+  whole = load_dataset('mnist5k', val_size=val_size)
+  data = load_dataset('mnist5k', val_size=val_size, train_size=size)
+  assert data.train.images.shape == (size, 28, 28, 1)
+  assert data.train.labels.shape == (size,)
+  if size >= 10:
+    counts = np.bincount(data.train.labels)
+    np.testing.assert_array_equal(counts, [size // 10] * 10)
+  for split in ('val', 'test'):
+    for fewer, all_ in zip(getattr(data, split), getattr(whole, split)):
+      np.testing.assert_array_equal(fewer, all_)
+  # Pictures keep their labels.
+  labels = {
+    image.tobytes(): label
+    for image, label in zip(whole.train.images, whole.train.labels)
+  }
+  found = [labels[image.tobytes()] for image in data.train.images]
+  np.testing.assert_array_equal(found, data.train.labels)
+  assert len({image.tobytes() for image in data.train.images}) == size
+
+
+def test_fewer_training_examples_are_the_same_in_every_run():
+  first = load_dataset('mnist5k', train_size=77)
+  second = load_dataset('mnist5k', train_size=77)
+  np.testing.assert_array_equal(first.train.images, second.train.images)
+  # As even as 77 examples can be.
+  assert set(np.bincount(first.train.labels)) == {7, 8}
+
+
+@pytest.mark.parametrize(
+  ('size', 'val_size', 'most'),
+  [(4001, None, 4000), (4500, 1, 4499), (0, 0, 4500)],
+)
+def test_a_training_size_that_cannot_be_had_is_refused(size, val_size, most):
+  message = f'train_size={size}: expected 1 to {most},'
+  with pytest.raises(ValueError, match=message):
+    load_dataset('mnist5k', val_size=val_size, train_size=size)
+
+
 def test_the_second_start_reads_the_cache(cache, monkeypatch):
   calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
   first = load_dataset('mnist5k', val_size=100)
@@ -126,6 +171,75 @@ def test_a_failed_write_leaves_nothing_behind(cache, monkeypatch):
   assert list(cache.iterdir()) == []
 
 
+_HALF = """
+import io
+import sys
+import time
+
+import numpy as np
+
+from mopt.training import data
+
+savez = np.savez
+
+
+def half(file, *arrays):
+  whole = io.BytesIO()
+  savez(whole, *arrays)
+  file.write(whole.getvalue()[: whole.tell() // 2])
+  file.flush()
+  print('half', flush=True)
+  time.sleep(600)
+
+
+np.savez = half
+labels = np.arange(1200, dtype=np.int32) % 10
+data._read_mnist5k = lambda: [np.ones((1200, 28, 28, 1), np.uint8), labels]
+data.load_dataset('mnist5k', val_size=100)
+"""
+
+
+def test_a_process_killed_while_writing_leaves_no_cache(cache, monkeypatch):
+  with subprocess.Popen(
+    [sys.executable, '-c', _HALF],
+    cwd=pathlib.Path(__file__).parents[1],
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    line = process.stdout.readline()
+    process.kill()
+  assert line == 'half\n'
+  assert process.returncode == -signal.SIGKILL
+  left = list(cache.iterdir())
+  # Half a file under another name, which nobody reads.
+  assert len(left) == 1
+  assert left[0].name != 'mnist5k.npz'
+  assert left[0].stat().st_size > 100_000
+  calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  first = load_dataset('mnist5k', val_size=100)
+  second = load_dataset('mnist5k', val_size=100)
+  assert len(calls) == 1
+  np.testing.assert_array_equal(first.train.images, second.train.images)
+  assert {p.name for p in cache.iterdir()} == {'mnist5k.npz', left[0].name}
+
+
+@pytest.mark.parametrize('shape', [(3, 5, 4, 3), (11, 1000, 1000, 1)])
+def test_moments_are_those_of_numpy(shape):
+  # Parts of up to 10 million pixels are counted at a time.
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, shape, np.uint8)
+  images[0] = 200
+  mean, std = data_lib._moments(images)
+  assert mean == pytest.approx(np.mean(images), rel=1e-12)
+  assert std == pytest.approx(np.std(images), rel=1e-12)
+  assert type(mean) is type(std) is float
+
+
+def test_pictures_of_one_colour_are_not_divided_by_zero():
+  images = np.full((2, 4, 4, 3), 7, np.uint8)
+  assert data_lib._moments(images) == (7.0, 1.0)
+
+
 def test_sets_other_than_mnist_are_standardised(cache, monkeypatch):
   images, labels = _digits()
   _count_calls(monkeypatch, '_read_tfds', [images, labels, images, labels])
@@ -136,6 +250,10 @@ def test_sets_other_than_mnist_are_standardised(cache, monkeypatch):
   assert abs(scaled.mean()) < 1e-3
   assert abs(scaled.std() - 1) < 1e-3
   assert len(data.val.labels) == 0
+  # By the pictures that are trained on.
+  data = load_dataset('cifar10', train_size=10)
+  assert data.mean == pytest.approx(data.train.images.mean(), rel=1e-9)
+  assert data.mean != pytest.approx(images.mean(), rel=1e-6)
 
 
 def test_missing_data_is_one_line_with_a_way_out(cache, tmp_path, monkeypatch):

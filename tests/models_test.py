@@ -1,4 +1,4 @@
-"""LeNet-5, and the convolution that it runs on."""
+"""LeNet-5, the VGG-like network, and the convolution that they run on."""
 
 import functools
 import math
@@ -14,6 +14,7 @@ import pytest
 import models
 from models.convolution import conv_general_dilated
 from models.convolution import shifted_conv
+from models.vgg import _halve
 import mopt
 
 IMAGES = jnp.zeros((2, 28, 28, 1))
@@ -29,6 +30,12 @@ jit = functools.partial(
 def params():
   model = models.create('lenet5')
   return jit(model.init)(jax.random.key(0), IMAGES)['params']
+
+
+@pytest.fixture(scope='module')
+def vgg_variables():
+  images = jnp.zeros((1, 32, 32, 3))
+  return jit(models.create('vgg').init)(jax.random.key(0), images)
 
 
 def size(tree):
@@ -55,8 +62,13 @@ def test_lenet5_is_the_paper_s(params):
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
 
 
-def test_kernels_are_glorot_uniform(params):
+@pytest.mark.parametrize('model', models.NAMES)
+def test_kernels_are_glorot_uniform(params, vgg_variables, model):
+  params = {'lenet5': params, 'vgg': vgg_variables['params']}[model]
   for name, layer in params.items():
+    assert not layer['bias'].any(), name
+    if name.startswith('norm'):
+      continue
     *window, fan_in, fan_out = layer['kernel'].shape
     bound = math.sqrt(6 / (math.prod(window) * (fan_in + fan_out)))
     largest = float(jnp.abs(layer['kernel']).max())
@@ -66,7 +78,6 @@ def test_kernels_are_glorot_uniform(params):
     rms = float(jnp.sqrt(jnp.mean(layer['kernel'] ** 2)))
     error = 2 / math.sqrt(layer['kernel'].size)
     assert rms == pytest.approx(bound / math.sqrt(3), rel=error), name
-    assert not layer['bias'].any(), name
 
 
 @pytest.mark.parametrize('shape', [(28, 28, 1), (32, 32, 3), (10, 17, 2)])
@@ -122,6 +133,278 @@ def test_every_name_makes_a_model():
   assert 'lenet5' in models.NAMES
   for name in models.NAMES:
     assert isinstance(models.create(name), nn.Module)
+
+
+def test_vgg_is_the_paper_s(vgg_variables):
+  # Table 1b of Reiners et al., 2020: convolutions, batch normalisations with
+  # what is not trained, and the dense layer.
+  params, stats = vgg_variables['params'], vgg_variables['batch_stats']
+  assert set(vgg_variables) == {'params', 'batch_stats'}
+  convs = [f'conv{i}' for i in range(1, 7)]
+  norms = [f'norm{i}' for i in range(1, 7)]
+  assert set(params) == {*convs, *norms, 'denselayer'}
+  assert set(stats) == set(norms)
+  sizes = [size(params[name]) for name in convs]
+  assert sizes == [896, 9_248, 18_496, 36_928, 73_856, 147_584]
+  assert [size(params[x]) for x in norms] == [64, 64, 128, 128, 256, 256]
+  assert [size(stats[x]) for x in norms] == [64, 64, 128, 128, 256, 256]
+  assert size(params['denselayer']) == 20_490
+  assert size(params) == 308_394
+  assert size(stats) == 896
+  assert size(vgg_variables) == 309_290
+  leaves = jax.tree.leaves(vgg_variables)
+  assert {x.dtype for x in leaves} == {jnp.dtype('float32')}
+
+
+def test_the_goals_see_the_dense_kernel_and_the_convolutions_of_vgg(
+  vgg_variables,
+):
+  params = vgg_variables['params']
+  dense = mopt.count_nonzero(params, mopt.dense_kernels)
+  assert dense.per_leaf == {'denselayer/kernel': 20_480}
+  conv = mopt.count_nonzero(params, mopt.conv_kernels)
+  assert set(conv.per_leaf) == {f'conv{i}/kernel' for i in range(1, 7)}
+
+
+@pytest.mark.parametrize(
+  ('shape', 'num_classes', 'inputs'),
+  [
+    ((32, 32, 3), 100, 4 * 4 * 128),
+    ((28, 28, 1), 10, 3 * 3 * 128),
+    ((8, 8, 3), 2, 128),
+    ((17, 40, 4), 5, 2 * 5 * 128),
+  ],
+)
+def test_output_shape_of_vgg(shape, num_classes, inputs):
+  model = models.create('vgg', num_classes)
+  images = jax.ShapeDtypeStruct((3, *shape), jnp.float32)
+  logits, variables = jax.eval_shape(
+    model.init_with_output, jax.random.key(0), images
+  )
+  chex.assert_shape(logits, (3, num_classes))
+  params = variables['params']
+  assert params['conv1']['kernel'].shape == (3, 3, shape[-1], 32)
+  assert params['denselayer']['kernel'].shape == (inputs, num_classes)
+
+
+@pytest.mark.parametrize(
+  'shape', [(2, 7, 32, 3), (2, 32, 7, 3), (32, 32, 3), (2, 32, 32)]
+)
+def test_images_that_do_not_fit_vgg_are_refused(shape):
+  with pytest.raises(ValueError, match='vgg needs images .* 8 x 8') as error:
+    models.create('vgg').init(jax.random.key(0), jnp.zeros(shape))
+  assert str(shape) in str(error.value)
+
+
+@pytest.fixture(scope='module')
+def trained(vgg_variables):
+  """Variables of VGG, none of which is as it was initialised."""
+  leaves, structure = jax.tree.flatten(vgg_variables)
+  random = np.random.default_rng(0)
+  # Around 1, so that variances and scales make sense.
+  changed = [x + random.uniform(0.5, 1.5, x.shape) for x in leaves]
+  trained = jax.tree.unflatten(structure, changed)
+  params = jax.tree.map(lambda x: (x - 1) / 10, trained['params'])
+  for i in range(1, 7):
+    params[f'norm{i}']['scale'] = trained['params'][f'norm{i}']['scale']
+  trained = dict(params=params, batch_stats=trained['batch_stats'])
+  return jax.tree.map(lambda x: np.asarray(x, np.float32), trained)
+
+
+def vgg_images(n=6):
+  return np.random.default_rng(1).normal(size=(n, 32, 32, 3)).astype('float32')
+
+
+def expected_of_vgg(variables, images, train):
+  """Logits and statistics, in NumPy but for the convolution of jax.lax."""
+  params, stats = variables['params'], variables['batch_stats']
+  updated = {}
+  x = images.astype(np.float64)
+  for i in range(1, 7):
+    conv, norm = params[f'conv{i}'], params[f'norm{i}']
+    x = np.asarray(lax_(x.astype(np.float32), conv['kernel'], 'SAME'))
+    x = x.astype(np.float64) + conv['bias']
+    x = np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+    old = stats[f'norm{i}']
+    mean, var = old['mean'], old['var']
+    if train:
+      mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+      updated[f'norm{i}'] = {
+        'mean': 0.99 * old['mean'] + 0.01 * mean,
+        'var': 0.99 * old['var'] + 0.01 * var,
+      }
+    x = (x - mean) / np.sqrt(var + 1e-3) * norm['scale'] + norm['bias']
+    if i % 2 == 0:
+      n, height, width, channels = x.shape
+      x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
+      x = x.max(axis=(2, 4))
+  dense = params['denselayer']
+  return x.reshape(n, -1) @ dense['kernel'] + dense['bias'], updated
+
+
+def test_vgg_is_its_layers(trained):
+  images = vgg_images()
+  logits = jit(models.create('vgg').apply)(trained, images)
+  expected, _ = expected_of_vgg(trained, images, train=False)
+  scale = expected.std()
+  assert scale > 0.1
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
+
+
+def test_vgg_in_training_uses_the_batch_and_updates_its_statistics(trained):
+  """With the momentum .99 and the epsilon .001 of Keras."""
+  images = vgg_images()
+  model = models.create('vgg').clone(dropout=(0.0, 0.0, 0.0))
+  logits, changed = jit(
+    lambda *args: model.apply(*args, train=True, mutable=['batch_stats'])
+  )(trained, images)
+  expected, updated = expected_of_vgg(trained, images, train=True)
+  scale = expected.std()
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
+  chex.assert_trees_all_close(changed, {'batch_stats': updated}, rtol=1e-5)
+  # What the batch changes is far above the tolerance.
+  change = jax.tree.map(
+    lambda x, y: abs(x - y).max(), updated, trained['batch_stats']
+  )
+  assert min(jax.tree.leaves(change)) > 1e-3
+
+
+def test_a_split_batch_has_the_statistics_of_the_whole(trained):
+  """Gradients across devices: tests/training_test.py."""
+  images = vgg_images()
+  model = models.create('vgg').clone(
+    dropout=(0.0, 0.0, 0.0), axis_name='devices'
+  )
+
+  def apply(variables, images):
+    return model.apply(variables, images, train=True, mutable=['batch_stats'])
+
+  split = jax.vmap(apply, in_axes=(None, 0), axis_name='devices')
+  shares = images.reshape(2, 3, *images.shape[1:])
+  logits, changed = jit(split)(trained, shares)
+  expected, updated = expected_of_vgg(trained, images, train=True)
+  np.testing.assert_allclose(
+    logits.reshape(6, -1), expected, rtol=0, atol=1e-4 * expected.std()
+  )
+  for i in (0, 1):
+    share = jax.tree.map(lambda x, i=i: x[i], changed['batch_stats'])
+    chex.assert_trees_all_close(share, updated, rtol=1e-5)
+
+
+def test_dropout_follows_each_block_in_training_only(trained):
+  model = models.create('vgg')
+
+  @functools.partial(jit, static_argnums=1)
+  def dropped(key, train):
+    _, state = model.apply(
+      trained,
+      vgg_images(),
+      train=train,
+      rngs={'dropout': key} if train else {},
+      mutable=['batch_stats', 'intermediates'],
+      capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+    )
+    outputs = state['intermediates']
+    return [outputs[f'Dropout_{i}']['__call__'][0] for i in range(3)]
+
+  first = dropped(jax.random.key(0), True)
+  second = dropped(jax.random.key(1), True)
+  shapes = [(6, 16, 16, 32), (6, 8, 8, 64), (6, 4, 4, 128)]
+  assert [x.shape for x in first] == shapes
+  for x, y, rate in zip(first, second, (0.2, 0.3, 0.4)):
+    zeros = np.asarray(x == 0)
+    # At most 0.005 is the standard error, of 12,288 units.
+    assert zeros.mean() == pytest.approx(rate, abs=0.02)
+    # Units are dropped one by one, not pictures, channels or places.
+    for axis in range(4):
+      assert not (zeros.all(axis=axis) | ~zeros.any(axis=axis)).all()
+    assert (zeros != np.asarray(y == 0)).any()
+  # Not even once is the maximum of four normalised units 0.
+  assert all((np.asarray(x) != 0).all() for x in dropped(None, False))
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+def test_every_layer_computes_in_bfloat16(name):
+  model = models.create(name, dtype=jnp.bfloat16)
+  images = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+  _, variables = jax.eval_shape(
+    functools.partial(model.init_with_output, capture_intermediates=True),
+    jax.random.key(0),
+    images,
+  )
+  outputs = variables['intermediates']
+  (logits,) = outputs.pop('__call__')
+  assert logits.dtype == jnp.float32
+  layers = jax.tree.leaves(outputs)
+  # Dropout is a layer, too.
+  assert len(layers) == {'lenet5': 5, 'vgg': 6 + 6 + 3 + 1}[name]
+  assert {x.dtype for x in layers} == {jnp.dtype('bfloat16')}
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+def test_bfloat16_is_for_the_computation_only(params, trained, name):
+  if name == 'lenet5':
+    variables = {'params': params}
+    images = np.random.default_rng(2).uniform(size=(6, 28, 28, 1))
+    images = images.astype(np.float32)
+  else:
+    variables, images = trained, vgg_images()
+  model = models.create(name, dtype=jnp.bfloat16)
+  made = jax.eval_shape(model.init, jax.random.key(0), images)
+  assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype('float32')}
+
+  @jit
+  def outputs():
+    exact = models.create(name).apply(variables, images)
+    return model.apply(variables, images), exact
+
+  rounded, exact = outputs()
+  assert rounded.dtype == exact.dtype == jnp.float32
+  scale = float(exact.std())
+  np.testing.assert_allclose(rounded, exact, rtol=0, atol=0.1 * scale)
+  # It is rounded on the way: exact sums would be 2^16 times closer.
+  assert float(jnp.abs(rounded - exact).max()) > 1e-4 * scale
+
+
+def test_statistics_stay_float32_when_vgg_trains_in_bfloat16(trained):
+  model = models.create('vgg', dtype=jnp.bfloat16)
+  logits, changed = jax.eval_shape(
+    lambda: model.apply(
+      trained,
+      vgg_images(),
+      train=True,
+      rngs={'dropout': jax.random.key(0)},
+      mutable=['batch_stats'],
+    )
+  )
+  assert logits.dtype == jnp.float32
+  chex.assert_trees_all_equal_shapes_and_dtypes(
+    changed['batch_stats'], trained['batch_stats']
+  )
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 6, 3), (2, 7, 9, 3), (1, 2, 3, 1)])
+def test_halving_is_max_pooling(shape):
+  images, _ = draw(shape, (1,))
+  assert len(np.unique(images)) == images.size  # ties share their gradient
+
+  def pool(x):
+    return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+  def weighted(function, x):
+    output = function(x)
+    weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32))
+    return jnp.sum(output * weights.reshape(output.shape)), output
+
+  def value_and_grad(function):
+    wrapped = functools.partial(weighted, function)
+    (_, output), grad = jax.value_and_grad(wrapped, has_aux=True)(images)
+    return output, grad
+
+  actual, expected = jit(
+    lambda: (value_and_grad(_halve), value_and_grad(pool))
+  )()
+  chex.assert_trees_all_equal(actual, expected)
 
 
 def lax_(images, kernel, padding):

@@ -1,16 +1,35 @@
 """Files of a run: networks that load without pickle, tables, the front."""
 
+import importlib
+import io
 import json
+import os
+import shutil
+import subprocess
 import zipfile
 
 import chex
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import hypothesis.extra.numpy
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 
+import models
+from mopt.training import Config
+from mopt.training import Dataset
 from mopt.training import load
 from mopt.training import Network
 from mopt.training import results
+from mopt.training.data import Split
+from mopt.training.epoch import Metrics
+from mopt.training.epoch import Program
+from mopt.training.epoch import State
+from mopt.training.evaluation import Evaluation
 from mopt.training.plots import plot_front
 
 _COLUMNS = [
@@ -41,6 +60,20 @@ def _network():
     'outer': {'inner': {'kernel': kernel.T}},
   }
   return Network({'params': params}, 'lenet5', 10, (28, 28, 1), 0.0, 255.0)
+
+
+def _normed():
+  """A network with running statistics, as VGG has them."""
+  random = np.random.default_rng(0)
+  draw = lambda *shape: random.normal(size=shape).astype(np.float32)
+  variables = {
+    'params': {
+      'conv1': {'kernel': draw(3, 3, 3, 4), 'bias': draw(4)},
+      'norm1': {'scale': draw(4), 'bias': draw(4)},
+    },
+    'batch_stats': {'norm1': {'mean': draw(4), 'var': draw(4)}},
+  }
+  return Network(variables, 'vgg', 10, (32, 32, 3), 120.7, 64.2)
 
 
 def test_a_network_comes_back_as_it_was(tmp_path):
@@ -99,6 +132,30 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path, damage):
     np.savez(path, about=np.array('[1, 2]'), **{'params/x': np.ones(3)})
   with pytest.raises(ValueError, match=r'net.npz: expected a network'):
     load(path)
+
+
+def test_a_file_is_refused_wherever_a_bit_has_flipped(tmp_path):
+  path = tmp_path / 'net.npz'
+  results.save(path, _normed())
+  content = path.read_bytes()
+  # What follows are names and sizes once more.
+  with zipfile.ZipFile(path) as archive:
+    end = archive.start_dir
+  others = set()
+  for place in range(0, end, 3):
+    damaged = bytearray(content)
+    damaged[place] ^= 1
+    path.write_bytes(damaged)
+    try:
+      loaded = load(path)
+    except ValueError:
+      continue
+    except Exception as error:
+      others.add(f'{type(error).__name__}: {error}')
+      continue
+    # In a date, for example.
+    chex.assert_trees_all_equal(loaded.variables, _normed().variables)
+  assert not others
 
 
 def test_a_missing_network_is_a_missing_file(tmp_path):
@@ -190,6 +247,188 @@ def test_every_front_can_be_drawn(tmp_path, rows):
   results.mark_front(rows, 'val')
   plot_front(tmp_path / 'front.png', rows, 'title')
   assert (tmp_path / 'front.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_running_statistics_come_back(tmp_path):
+  results.save(tmp_path / 'net.npz', _normed())
+  loaded = load(tmp_path / 'net.npz')
+  chex.assert_trees_all_equal(loaded.variables, _normed().variables)
+  assert loaded.params is loaded.variables['params']
+  assert loaded._replace(variables={}) == _normed()._replace(variables={})
+
+
+def test_a_network_without_statistics_has_none(tmp_path):
+  results.save(tmp_path / 'net.npz', _network())
+  assert set(load(tmp_path / 'net.npz').variables) == {'params'}
+
+
+def test_a_vgg_that_is_read_answers_as_before(tmp_path):
+  model = models.create('vgg')
+  images = np.zeros((1, 8, 8, 3), np.uint8)
+  variables = jax.jit(
+    model.init, compiler_options={'xla_backend_optimization_level': 0}
+  )(jax.random.key(0), np.zeros(images.shape, np.float32))
+  net = Network(dict(variables), 'vgg', 10, (8, 8, 3), 120.0, 64.0)
+  results.save(tmp_path / 'net.npz', net)
+  loaded = load(tmp_path / 'net.npz')
+  chex.assert_trees_all_equal(loaded.variables, dict(variables))
+  apply = jax.jit(
+    models.create(loaded.model, loaded.num_classes).apply,
+    compiler_options={'xla_backend_optimization_level': 0},
+  )
+  np.testing.assert_array_equal(
+    apply(loaded.variables, loaded.preprocess(images)),
+    apply(variables, net.preprocess(images)),
+  )
+
+
+@pytest.mark.parametrize(
+  'entry',
+  [
+    {'opt_state/mu': np.ones(3)},
+    {'params': np.ones(3)},
+    {'batch_stats': np.ones(3)},
+    {'weights': np.ones(3)},
+    {'params/count': np.ones(3, np.int32)},
+    {'batch_stats/norm1/mean/extra': np.ones(3)},
+  ],
+)
+def test_an_unexpected_entry_is_refused(tmp_path, entry):
+  path = tmp_path / 'net.npz'
+  results.save(path, _normed())
+  with np.load(path) as file:
+    arrays = dict(file)
+  np.savez(path, **arrays)
+  load(path)
+  np.savez(path, **arrays, **entry)
+  with pytest.raises(ValueError, match=r'net.npz: expected a network'):
+    load(path)
+
+
+def test_a_histogram_by_hand():
+  weights = np.array([[-1, 0, 0.5], [1, -0.0, 0.25]], np.float32)
+  assert results.weight_histogram(weights, bins=4) == {
+    'low': -1.0,
+    'high': 1.0,
+    # From -1, -.5, 0, .5; the last bin holds its upper end.
+    'counts': [1, 0, 1, 2],
+    'zeros': 2,
+  }
+
+
+@settings(deadline=None)
+@given(
+  hypothesis.extra.numpy.arrays(
+    np.float32,
+    hypothesis.extra.numpy.array_shapes(max_dims=2, max_side=20),
+    elements=st.floats(-(2**40), 2**40, width=32),
+  )
+)
+def test_a_histogram_counts_every_weight(weights):
+  found = results.weight_histogram(weights)
+  assert len(found['counts']) == 100
+  assert sum(found['counts']) + found['zeros'] == weights.size
+  assert found['zeros'] == weights.size - np.count_nonzero(weights)
+  rest = weights[weights != 0]
+  if rest.size:
+    assert (found['low'], found['high']) == (rest.min(), rest.max())
+  # It becomes a line of strict JSON.
+  assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize(
+  'weights', [[1e30], [-3e38, 3e38], [0, 1e30, float('nan')]]
+)
+def test_a_histogram_of_a_diverged_layer(weights):
+  found = results.weight_histogram(np.array(weights, np.float32))
+  finite = sum(bool(np.isfinite(w) and w != 0) for w in weights)
+  assert sum(found['counts']) == finite
+
+
+@pytest.mark.parametrize('n', [0, 7])
+def test_a_histogram_of_nothing_but_zeros(n):
+  found = results.weight_histogram(np.zeros(n, np.float32))
+  assert found == {'low': 0.0, 'high': 0.0, 'counts': [0] * 100, 'zeros': n}
+
+
+def test_a_histogram_leaves_out_what_is_not_finite():
+  weights = np.array([np.nan, 2, np.inf, 0, -np.inf, 3], np.float32)
+  found = results.weight_histogram(weights, bins=2)
+  assert found == {'low': 2.0, 'high': 3.0, 'counts': [1, 1], 'zeros': 1}
+  found = results.weight_histogram(np.full(3, np.nan, np.float32), bins=2)
+  assert found == {'low': 0.0, 'high': 0.0, 'counts': [0, 0], 'zeros': 0}
+
+
+def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
+  """The loop of a run of 10 epochs, around a stand-in for what is trained."""
+  run_lib = importlib.import_module('mopt.training.run')
+  kernel = np.array([[0.5, 1e-4], [-0.25, 2.0]], np.float32)
+  params = {
+    'layer1': {'kernel': np.stack([[kernel, 2 * kernel]])},
+    'conv1': {'kernel': np.ones((1, 2, 3, 3, 1, 2), np.float32)},
+  }
+  pruned = {**params, 'layer1': {'kernel': params['layer1']['kernel'].round(2)}}
+  nothing = np.zeros((1, 2))
+  program = Program(
+    init=lambda: State(params, {}, ()),
+    prune=lambda state: state._replace(params=pruned),
+    epoch=lambda state, number: (state, Metrics(*[nothing] * 11)),
+    evaluate=lambda state, split: Evaluation(nothing, nothing),
+  )
+  config = Config(epochs=10, l1=(1e-4, 1e-3), seed=(7,), batch_size=1)
+  split = Split(np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32))
+  data = Dataset('none', 10, split, split, split, 0.0, 255.0)
+  members = [(1e-4, 7), (1e-3, 7)]
+  console = rich.console.Console(file=io.StringIO())
+  run_lib._train(config, data, program, members, tmp_path, console)
+  lines = (tmp_path / 'histograms.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  # A line for each dense layer of each member.
+  whens = [(0, 'initial'), (0, 'pruned'), (5, 'epoch'), (10, 'final')]
+  assert [(r['epoch'], r['when'], r['l1']) for r in records] == [
+    (epoch, when, l1) for epoch, when in whens for l1 in (1e-4, 1e-3)
+  ]
+  assert {(r['layer'], r['seed']) for r in records} == {('layer1', 7)}
+  assert [r['zeros'] for r in records] == [0, 0, 1, 1, 1, 1, 1, 1]
+  assert [r['high'] for r in records] == [2.0, 4.0] * 4
+  assert [sum(r['counts']) for r in records] == [4, 4, 3, 3, 3, 3, 3, 3]
+
+
+@pytest.mark.skipif(shutil.which('git') is None, reason='needs git')
+def test_the_commit_of_a_checkout_is_known(tmp_path, monkeypatch):
+  run_lib = importlib.import_module('mopt.training.run')
+  for name in [name for name in os.environ if name.startswith('GIT_')]:
+    monkeypatch.delenv(name)
+  # Settings of the user, such as hooks or signatures, are none of ours.
+  monkeypatch.setenv('GIT_CONFIG_GLOBAL', os.devnull)
+  monkeypatch.setenv('GIT_CONFIG_SYSTEM', os.devnull)
+  monkeypatch.setattr(run_lib, '__file__', str(tmp_path / 'run.py'))
+  assert run_lib._commit() is None
+
+  def git(*args):
+    who = ['-c', 'user.name=a', '-c', 'user.email=b']
+    command = ['git', '-C', str(tmp_path), *who, *args]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+  git('init')
+  (tmp_path / 'run.py').write_text('x = 1')
+  git('add', 'run.py')
+  git('commit', '--message=first')
+  head = git('rev-parse', 'HEAD')
+  assert len(head) == 40
+  assert run_lib._commit() == head
+  # What is not tracked is not part of it, such as runs/.
+  (tmp_path / 'new.txt').write_text('text')
+  assert run_lib._commit() == head
+  (tmp_path / 'run.py').write_text('x = 2')
+  assert run_lib._commit() == head + '+'
+
+  def no_git(*args, **kwargs):
+    raise FileNotFoundError('git')
+
+  monkeypatch.setattr(subprocess, 'run', no_git)
+  assert run_lib._commit() is None
 
 
 def test_networks_are_small_on_disk(tmp_path):

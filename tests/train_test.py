@@ -3,12 +3,17 @@
 import csv
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 
+from models.lenet import LeNet5
+from models.vgg import VGG
 from mopt.training import load
+from mopt.training.config import Config
 import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -59,16 +64,18 @@ def call(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_run_leaves_what_it_promises(tmp_path):
-  args = ('--epochs=2', '--l1=1e-4,3e-3', '--seed=0,1')
+  args = ('--epochs=6', '--train_size=640', '--l1=1e-4,3e-3', '--seed=0,1')
   done = _train(*args, cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   assert done.stderr == ''
-  assert 'epoch 2/2' in done.stdout
+  assert 'epoch 6/6' in done.stdout
+  assert '(640 training examples)' in done.stdout
   (workdir,) = (tmp_path / 'runs').iterdir()
   names = {path.name for path in workdir.iterdir()}
   assert names == {
     'config.json',
     'front.png',
+    'histograms.jsonl',
     'members',
     'metrics.jsonl',
     'results.csv',
@@ -87,7 +94,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert int(row['nonzeros']) == sum(layers)
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   records = [json.loads(line) for line in lines]
-  assert [r['epoch'] for r in records] == [1] * 4 + [2] * 4
+  assert [r['epoch'] for r in records] == [n for n in range(1, 7) for _ in rows]
   for key in [
     'objective_1',
     'objective_2',
@@ -96,6 +103,8 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     'cosine',
     'weight_1',
     'weight_2',
+    'weight_2_min',
+    'weight_2_max',
     'learning_rate',
     'accuracy',
     'accuracy_val',
@@ -111,6 +120,30 @@ def test_a_run_leaves_what_it_promises(tmp_path):
   assert config['l1'] == [1e-4, 3e-3]
   assert config['environment']['jax']
   assert config['seconds'] > 0
+  # None outside of a checkout: tests/results_test.py.
+  assert re.fullmatch(
+    r'None|[0-9a-f]{40}\+?', str(config['environment']['commit'])
+  )
+  lines = (workdir / 'histograms.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  whens = [(0, 'initial'), (0, 'pruned'), (5, 'epoch'), (6, 'final')]
+  sizes = {'layer1': 400 * 120, 'layer2': 120 * 84, 'layer3': 84 * 10}
+  found = [
+    (r['epoch'], r['when'], r['l1'], r['seed'], r['layer']) for r in records
+  ]
+  assert found == [
+    (epoch, when, float(row['l1']), int(row['seed']), layer)
+    for epoch, when in whens
+    for row in rows
+    for layer in sizes
+  ]
+  for record in records:
+    assert sum(record['counts']) + record['zeros'] == sizes[record['layer']]
+    assert (record['zeros'] == 0) == (record['when'] == 'initial')
+  final = [r for r in records if r['when'] == 'final'][-3:]
+  for record, kernel in zip(final, kernels):
+    assert record['zeros'] == (kernel == 0).sum()
+    assert record['high'] == kernel.max()
 
 
 @pytest.mark.slow
@@ -153,6 +186,19 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
     (['--eps=0'], ['eps=0', 'positive']),
     (['--batch_size=0'], ['batch_size=0', '>= 1']),
     (['--batch_size=4001'], ['batch_size=4001', '4000']),
+    (['--train_size=0'], ['train_size=0', '>= 1']),
+    (['--train_size=99999'], ['train_size=99999', '4000']),
+    (['--train_size=4002', '--val_size=499'], ['train_size=4002', '4001']),
+    (['--train_size=31'], ['batch_size=32', '31']),
+    (['--rotation=-1'], ['rotation=-1', '[0, 180]']),
+    (['--rotation=200'], ['rotation=200', '[0, 180]']),
+    (['--rotation=nan'], ['rotation=nan', '[0, 180]']),
+    (['--shift=1.5'], ['shift=1.5', '[0, 1]']),
+    (['--shift=-0.1'], ['shift=-0.1', '[0, 1]']),
+    (['--flip=sometimes'], ['flip=sometimes']),
+    (['--stream=2'], ['stream=2']),
+    (['--conv_l2_in_both=yes_'], ['conv_l2_in_both=yes_']),
+    (['--compute_dtype=float16'], ['compute_dtype=float16', 'bfloat16']),
     (['--epochs=0'], ['epochs=0', '>= 1']),
     (['--epochs=2.5'], ['epochs=2.5']),
     (['--val_size=-1'], ['val_size=-1', '>= 0']),
@@ -179,6 +225,71 @@ def test_bad_input_is_one_line_and_exit_2(call, tmp_path, args, named):
     assert part in err
   assert {path.name for path in tmp_path.rglob('*')} == before
   assert (tmp_path / 'full' / 'results.csv').read_text() == 'precious'
+
+
+def test_only_vgg_is_augmented_by_default():
+  assert Config().augmentation == (0.0, 0.0, False)
+  assert Config(model='vgg').augmentation == (15.0, 0.1, True)
+
+
+@pytest.mark.parametrize(
+  ('args', 'vgg', 'lenet5'),
+  [
+    ({'rotation': 0.0}, (0.0, 0.1, True), (0.0, 0.0, False)),
+    ({'shift': 0.0}, (15.0, 0.0, True), (0.0, 0.0, False)),
+    ({'flip': False}, (15.0, 0.1, False), (0.0, 0.0, False)),
+    ({'rotation': 5.0}, (5.0, 0.1, True), (5.0, 0.0, False)),
+    ({'shift': 1.0}, (15.0, 1.0, True), (0.0, 1.0, False)),
+    ({'flip': True}, (15.0, 0.1, True), (0.0, 0.0, True)),
+  ],
+)
+def test_each_kind_of_augmentation_is_chosen_alone(args, vgg, lenet5):
+  assert Config(model='vgg', **args).augmentation == vgg
+  assert Config(model='lenet5', **args).augmentation == lenet5
+
+
+@pytest.fixture
+def started(call, monkeypatch):
+  """Calls train.py up to the run; returns what the run is called with."""
+  runs = []
+  monkeypatch.setattr(train.training, 'run', lambda *args: runs.append(args))
+
+  def start(*args):
+    code, _, err = call('--workdir=run', *args)
+    assert (code, err) == (0, '')
+    (run,) = runs
+    return run
+
+  return start
+
+
+def test_flags_reach_the_run(started):
+  config, model, data, _ = started(
+    '--model=vgg',
+    '--compute_dtype=bfloat16',
+    '--train_size=100',
+    '--noflip',
+    '--rotation=0',
+    '--shift=0.25',
+    '--stream',
+    '--conv_l2_in_both',
+  )
+  assert isinstance(model, VGG)
+  assert model.dtype == jnp.bfloat16
+  assert config.compute_dtype == 'bfloat16'
+  assert len(data.train.labels) == config.train_size == 100
+  assert config.augmentation == (0.0, 0.25, False)
+  assert config.stream is True
+  assert config.conv_l2_in_both is True
+
+
+def test_without_flags_it_is_lenet5_as_in_the_paper(started):
+  config, model, data, _ = started()
+  assert config == Config()
+  assert isinstance(model, LeNet5)
+  assert model.dtype == jnp.float32
+  assert len(data.train.labels) == 4000
+  assert (config.stream, config.conv_l2_in_both) == (None, False)
 
 
 def test_a_folder_without_write_permission_is_refused(

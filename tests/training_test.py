@@ -13,14 +13,21 @@ import pytest
 
 import models
 import mopt
+from mopt.training import batches as batches_lib
 from mopt.training import Config
 from mopt.training import Dataset
+from mopt.training import epoch as epoch_lib
+from mopt.training import evaluation as evaluation_lib
 from mopt.training import load_dataset
+from mopt.training.augment import augment
+from mopt.training.augment import Augmentation
 from mopt.training.batches import steps_per_epoch
 from mopt.training.config import OPTIMIZERS
 from mopt.training.data import Split
 from mopt.training.epoch import check_fit
 from mopt.training.epoch import make_program
+from mopt.training.epoch import Metrics
+from mopt.training.epoch import must_stream
 
 
 class Tiny(nn.Module):
@@ -34,6 +41,37 @@ class Tiny(nn.Module):
     for name, features in (('layer1', 24), ('layer2', 16)):
       x = nn.relu(nn.Dense(features, name=name)(x))
     return nn.Dense(10, name='layer3')(x)
+
+
+class Normed(nn.Module):
+  """Batch normalisation and dropout as in VGG, at a tenth of its time."""
+
+  dropout: float = 0.0
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    x = nn.Conv(3, (3, 3), padding='VALID', name='conv1')(images[:, ::4, ::4])
+    x = nn.BatchNorm(
+      use_running_average=not train,
+      momentum=0.9,
+      axis_name=self.axis_name,
+      name='norm1',
+    )(nn.elu(x))
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    return nn.Dense(10, name='layer1')(x.reshape(len(x), -1))
+
+
+class Dropping(nn.Module):
+  """Dropout of pixels, which leaves rows of the kernel without a gradient."""
+
+  dropout: float
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    x = images.reshape(len(images), -1)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    return nn.Dense(10, name='layer1')(x)
 
 
 def _take(split, n):
@@ -269,6 +307,8 @@ def test_scalarizations_weigh_as_their_equations(digits, scalarization):
   expected = 1.0 if scalarization == 'penalty' else 0.75
   np.testing.assert_allclose(metrics.weight_1, expected, rtol=1e-6)
   np.testing.assert_allclose(metrics.weight_2, 0.25, rtol=1e-6)
+  np.testing.assert_allclose(metrics.weight_2_min, 0.25, rtol=1e-6)
+  np.testing.assert_allclose(metrics.weight_2_max, 0.25, rtol=1e-6)
 
 
 def test_logged_norms_cosine_and_weights_belong_together(digits):
@@ -296,6 +336,343 @@ def test_logged_norms_cosine_and_weights_belong_together(digits):
     mopt.dense_kernels,
   )
   np.testing.assert_allclose(g2**2, int(start.total), rtol=1e-5)
+
+
+def test_batch_statistics_do_not_depend_on_the_devices(digits):
+  # 630 = 19 * 32 + 22: the last batch is filled up alike everywhere.
+  data = digits._replace(train=_take(digits.train, 630))
+  # Plain SGD: Adam would blow up the rounding of small gradients.
+  config = _config(optimizer='sgd', prune='after')
+  _, one, metrics_one = _epochs(config, data, 1, model=Normed())
+  _, four, metrics_four = _epochs(config, data, 4, model=Normed())
+  chex.assert_trees_all_close(one.params, four.params, rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_close(
+    one.model_state, four.model_state, rtol=1e-4, atol=1e-6
+  )
+  chex.assert_trees_all_close(metrics_one, metrics_four, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_statistics_are_those_of_the_whole_batch(digits):
+  data = digits._replace(train=_take(digits.train, 64))
+  config = _config(batch_size=64)
+  program = _program(config, data, 4, Normed())
+  state = program.prune(program.init())
+  conv = jax.tree.map(lambda x: np.asarray(x[0, 0]), state.params['conv1'])
+  state, _ = program.epoch(state, 0)
+  x = data.train.images[:, ::4, ::4] / np.float32(255)
+  x = jax.lax.conv_general_dilated(
+    x,
+    conv['kernel'],
+    (1, 1),
+    'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  x = np.asarray(x, np.float64) + conv['bias']
+  x = np.where(x > 0, x, np.expm1(x))
+  stats = jax.tree.map(lambda x: x[0, 0], state.model_state['batch_stats'])
+  expected = {
+    'mean': 0.1 * x.mean(axis=(0, 1, 2)),
+    'var': 0.9 + 0.1 * x.var(axis=(0, 1, 2)),
+  }
+  chex.assert_trees_all_close(stats['norm1'], expected, rtol=1e-5, atol=1e-6)
+  # The mean of what four devices see has another variance.
+  shares = x[:64].reshape(4, 16, -1, 3).var(axis=(1, 2)).mean(axis=0)
+  assert (abs(0.9 + 0.1 * shares - expected['var']) > 1e-5).any()
+
+
+def test_evaluation_uses_the_running_statistics(digits):
+  model = Normed(dropout=0.5)
+  program = _program(_config(l1=(1e-3, 1e-4)), digits, 4, model)
+  state = program.init()
+  random = np.random.default_rng(0)
+  stats = jax.tree.map(
+    lambda x: random.uniform(0.5, 2, x.shape).astype(x.dtype),
+    state.model_state,
+  )
+  found = program.evaluate(state._replace(model_state=stats), 'test')
+  member = jax.tree.map(lambda x: x[0, 1], {'params': state.params, **stats})
+  logits = model.apply(member, digits.test.images / np.float32(255))
+  ce = optax.softmax_cross_entropy_with_integer_labels(
+    logits, digits.test.labels
+  )
+  np.testing.assert_allclose(found.ce[0, 1], ce.mean(), rtol=1e-5)
+
+
+# 8 steps in parts of 4 and 4, and of 3, 3 and 2.
+@pytest.mark.parametrize(('num_devices', 'length'), [(1, 4), (4, 3)])
+@pytest.mark.slow
+def test_a_streamed_epoch_equals_a_resident_one(
+  digits, num_devices, length, monkeypatch
+):
+  monkeypatch.setattr(batches_lib, '_STEPS', length)
+  data = digits._replace(train=_take(digits.train, 250))
+  runs = []
+  for streamed in (False, True):
+    config = _config(stream=streamed, seed=(0, 1))
+    model = Normed(dropout=0.2)
+    runs.append(_epochs(config, data, num_devices, epochs=2, model=model)[1:])
+  chex.assert_trees_all_close(*runs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_a_streamed_evaluation_equals_a_resident_one(
+  digits, num_devices, monkeypatch
+):
+  # 101 examples in parts of 50, 50 and 1.
+  monkeypatch.setattr(evaluation_lib, '_STREAMED', 50)
+  sizes = []
+  batches = evaluation_lib._batches
+  monkeypatch.setattr(
+    evaluation_lib,
+    '_batches',
+    lambda size, *args: sizes.append(size) or batches(size, *args),
+  )
+  scores = []
+  for streamed in (False, True):
+    config = _config(stream=streamed, l1=(1e-3, 1e-2), seed=(0, 1))
+    program = _program(config, digits, num_devices)
+    scores.append(program.evaluate(program.init(), 'test'))
+  assert sizes == [101, 50, 50, 1]
+  chex.assert_trees_all_close(*scores, rtol=1e-6)
+  assert scores[1].ce.shape == (2, 2)
+
+
+def test_a_streamed_run_without_validation_examples(digits):
+  empty = digits._replace(val=_take(digits.val, 0))
+  program = _program(_config(stream=True), empty)
+  assert np.isnan(program.evaluate(program.init(), 'val').ce).all()
+
+
+class _Device:
+  """What says how much memory it has."""
+
+  def __init__(self, stats):
+    self.memory_stats = lambda: stats
+
+
+def test_pictures_are_streamed_if_they_fill_half_of_the_memory(digits):
+  size = sum(
+    split.images.nbytes for split in (digits.train, digits.val, digits.test)
+  )
+  enough = _Device({'bytes_limit': 2 * size})
+  little = _Device({'bytes_limit': 2 * size - 2})
+  assert not must_stream(_config(), digits, [enough])
+  assert must_stream(_config(), digits, [little])
+  # CPUs do not say.
+  for stats in (None, {}, {'bytes_in_use': 7}):
+    assert not must_stream(_config(), digits, [_Device(stats)])
+  assert not must_stream(_config(), digits, jax.devices())
+  # What the user wants goes first.
+  assert must_stream(_config(stream=True), digits, [enough])
+  assert not must_stream(_config(stream=False), digits, [little])
+
+
+_MOVED = dict(rotation=15.0, shift=0.1, flip=True)
+
+
+def test_the_seed_alone_decides_augmentation_and_dropout(digits):
+  data = digits._replace(train=_take(digits.train, 128))
+  # A weight so small that it is lost when gradients are added.
+  config = _config(l1=(0.0, 1e-30), seed=(0, 1), **_MOVED)
+  program = _program(config, data, 2, Normed(dropout=0.3))
+  runs = []
+  for _ in range(2):
+    state, metrics = program.epoch(program.init(), 0)
+    runs.append(jax.device_get((state, metrics)))
+  chex.assert_trees_all_equal(*runs)
+  state, metrics = runs[0]
+  first = jax.tree.map(lambda x: x[:, 0], (state.params, state.model_state))
+  second = jax.tree.map(lambda x: x[:, 1], (state.params, state.model_state))
+  chex.assert_trees_all_equal(first, second)
+  assert abs(metrics.ce[0, 0] - metrics.ce[1, 0]) > 1e-3
+
+
+@pytest.mark.parametrize(('num_steps', 'num_devices'), [(4, 1), (1, 4)])
+def test_dropout_differs_between_steps_devices_and_epochs(
+  num_steps, num_devices
+):
+  """What drops in all of them is left where it was.
+
+  784 pixels are dropped at a rate of .5, each time for a single picture.
+  """
+  white = Split(np.full((4, 28, 28, 1), 255, np.uint8), np.arange(4))
+  data = Dataset('white', 10, white, white, white, 0.0, 255.0)
+  config = _config(
+    optimizer='sgd',
+    momentum=0.0,
+    l1=(0.0,),
+    prune='none',
+    batch_size=4 // num_steps,
+  )
+  program = _program(config, data, num_devices, Dropping(0.5))
+  state = program.init()
+  before = np.asarray(state.params['layer1']['kernel'])
+  state, _ = program.epoch(state, 0)
+  unchanged = (state.params['layer1']['kernel'] == before).all(axis=-1)
+  # Four times, then eight; within four standard errors.
+  assert unchanged.mean() == pytest.approx(0.5**4, abs=0.035)
+  state, _ = program.epoch(state, 1)
+  unchanged = (state.params['layer1']['kernel'] == before).all(axis=-1)
+  assert unchanged.mean() == pytest.approx(0.5**8, abs=0.009)
+
+
+def test_pictures_are_augmented_in_training_only(digits):
+  """One step of the second seed; it starts from the pixels as they are."""
+  data = digits._replace(train=_take(digits.train, 32), mean=30.0, std=70.0)
+  config = _config(seed=(3, 5), **_MOVED)
+  program = _program(config, data, model=Dropping(0.0))
+  state = program.init()
+  params = jax.tree.map(lambda x: x[1, 0], state.params)
+
+  def loss(images, labels):
+    logits = Dropping(0.0).apply({'params': params}, (images - 30) / 70)
+    return optax.softmax_cross_entropy_with_integer_labels(
+      logits, labels
+    ).mean()
+
+  images = data.train.images.astype(np.float32)
+  score = program.evaluate(state, 'train').ce[1, 0]
+  np.testing.assert_allclose(score, loss(images, data.train.labels), rtol=1e-5)
+
+  _, metrics = program.epoch(state, 0)
+  order_key, noise = jax.random.split(jax.random.fold_in(jax.random.key(5), 1))
+  order = jax.random.permutation(order_key, 32)
+  step_key = jax.random.fold_in(jax.random.fold_in(noise, 0), 0)
+  key, _ = jax.random.split(step_key)
+  move = jax.jit(
+    functools.partial(augment, augmentation=Augmentation(**_MOVED))
+  )
+  moved = move(key, data.train.images[order])
+  expected = loss(moved, data.train.labels[order])
+  np.testing.assert_allclose(metrics.ce[1, 0], expected, rtol=1e-4)
+  assert abs(expected - score) > 0.01
+
+
+def test_the_l2_of_convolutions_can_be_in_both_goals(digits):
+  """One step of plain SGD; by default it is in the first goal only."""
+  conv_l2, rate, l1 = 0.01, 0.5, 0.25
+  steps = []
+  for kwargs in ({}, {'conv_l2_in_both': True}):
+    config = _config(
+      optimizer='sgd',
+      momentum=0.0,
+      schedule='constant',
+      learning_rate=rate,
+      l1=(l1,),
+      prune='none',
+      batch_size=640,
+      conv_l2=conv_l2,
+      **kwargs,
+    )
+    program = _program(config, digits)
+    state = program.init()
+    start = jax.tree.map(lambda x: np.asarray(x[0, 0]), state.params)
+    state, metrics = program.epoch(state, 0)
+    end = jax.tree.map(lambda x: np.asarray(x[0, 0]), state.params)
+    steps.append((end, jax.tree.map(lambda x: float(x[0, 0]), metrics)))
+  (once, metrics_once), (both, metrics_both) = steps
+  kernel = start['conv1']['kernel'].astype(np.float64)
+  squares = (kernel**2).sum()
+  norm = sum(abs(w).sum() for w in _dense(start))
+  np.testing.assert_allclose(metrics_once.objective_2, norm, rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics_both.objective_2 - norm, conv_l2 * squares, rtol=1e-2
+  )
+  np.testing.assert_allclose(
+    metrics_both.objective_1, metrics_once.objective_1, rtol=1e-6
+  )
+  # Its gradient is weighed like the rest of the second goal, equation (2).
+  difference = once['conv1'].pop('kernel') - both['conv1'].pop('kernel')
+  np.testing.assert_allclose(
+    difference, rate * l1 * 2 * conv_l2 * kernel, rtol=1e-3, atol=1e-7
+  )
+  chex.assert_trees_all_close(once, both, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_bfloat16_trains_float32_parameters(digits):
+  model = models.create('lenet5', dtype=jnp.bfloat16)
+  config = _config(compute_dtype='bfloat16', epochs=3)
+  program = _program(config, digits, model=model)
+  state = program.prune(program.init())
+  losses = []
+  for number in range(3):
+    state, metrics = program.epoch(state, number)
+    losses.append(metrics.ce[0, 0])
+  dtypes = {x.dtype for x in jax.tree.leaves(state.params)}
+  assert dtypes == {jnp.dtype('float32')}
+  assert np.isfinite(losses).all()
+  assert losses[2] < losses[1] < losses[0]
+  # Whatever a bfloat16 holds has zeros in its last 16 bits.
+  bits = np.asarray(state.params['layer1']['kernel']).view(np.uint32)
+  assert (bits & 0xFFFF).any()
+
+
+@pytest.mark.parametrize('optimizer', ['smgd', 'madam'])
+def test_weights_that_are_found_have_a_range(digits, optimizer):
+  _, _, metrics = _epochs(_optimizer_config(optimizer), digits)
+  assert 0 <= metrics.weight_2_min < metrics.weight_2
+  assert metrics.weight_2 < metrics.weight_2_max <= 1
+
+
+def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples():
+  """Of two parts with two steps and one, of 4, 4 and 2 examples."""
+  shape = (3, 1, 2)
+  values = {
+    name: np.arange(6, dtype=np.float32).reshape(shape) + 10 * i
+    for i, name in enumerate(Metrics._fields)
+  }
+  values['weight_2'] = values['weight_2_min'] = values['weight_2_max'] = (
+    np.array([[[0.5, 0.1]], [[0.2, 0.9]], [[0.3, 0.2]]], np.float32)
+  )
+  parts = [
+    Metrics(**{k: v[s] for k, v in values.items()})
+    for s in (slice(0, 2), slice(2, 3))
+  ]
+  found = epoch_lib._over_epoch(parts, np.array([4.0, 4.0, 2.0]))
+  np.testing.assert_allclose(found.weight_2, [[1 / 3, 0.4]], rtol=1e-6)
+  np.testing.assert_allclose(found.weight_2_min, [[0.2, 0.1]], rtol=1e-6)
+  np.testing.assert_allclose(found.weight_2_max, [[0.5, 0.9]], rtol=1e-6)
+  for name, column in values.items():
+    if name.startswith('weight_2'):
+      continue
+    total = column.sum(axis=0)
+    count = 10 if name in ('ce', 'accuracy') else 3
+    np.testing.assert_allclose(getattr(found, name), total / count, rtol=1e-6)
+
+
+def test_nothing_is_pruned_where_nothing_is_to_be(digits):
+  program = _program(_config(prune='none'), digits)
+  state = program.init()
+  before = jax.device_get(state)
+  chex.assert_trees_all_equal(before, jax.device_get(program.prune(state)))
+  assert any((abs(w) < 1e-3).any() for w in _dense(before.params))
+
+
+@pytest.mark.slow
+def test_vgg_trains():
+  """Two steps of random pictures: does all of it work together?"""
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (32, 32, 32, 3)).astype(np.uint8)
+  split = Split(images, random.integers(0, 10, 32).astype(np.int32))
+  data = Dataset('random', 10, split, split, split, 127.5, 74.0)
+  config = _config(model='vgg', batch_size=16, l1=(1e-3,), seed=(0,))
+  assert all(config.augmentation)
+  program = _program(config, data, model=models.create('vgg'))
+  state = program.prune(program.init())
+  before = jax.device_get(state)
+  state, metrics = program.epoch(state, 0)
+  chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
+  assert state.params['conv6']['kernel'].shape == (1, 1, 3, 3, 128, 128)
+  assert state.params['denselayer']['kernel'].shape == (1, 1, 2048, 10)
+  assert state.model_state['batch_stats']['norm6']['var'].shape == (1, 1, 128)
+  for old, new in zip(
+    jax.tree.leaves((before.params, before.model_state)),
+    jax.tree.leaves((state.params, state.model_state)),
+  ):
+    assert np.isfinite(new).all()
+    assert (old != new).any()
+  assert np.isfinite(metrics).all()
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)

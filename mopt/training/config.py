@@ -142,12 +142,12 @@ class Config:
 
     The paper does not say which; these are common for CIFAR10.
     """
-    chosen = (self.rotation, self.shift, self.flip)
-    default = (15.0, 0.1, True) if self.model == 'vgg' else (0.0, 0.0, False)
-    rotation, shift, flip = (
-      d if c is None else c for c, d in zip(chosen, default)
+    is_vgg = self.model == 'vgg'
+    return (
+      15.0 * is_vgg if self.rotation is None else self.rotation,
+      0.1 * is_vgg if self.shift is None else self.shift,
+      is_vgg if self.flip is None else self.flip,
     )
-    return rotation, shift, flip
 
   @property
   def initial_rate(self) -> float:

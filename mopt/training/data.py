@@ -8,6 +8,7 @@ import pathlib
 import tempfile
 from typing import NamedTuple
 import zipfile
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -120,9 +121,12 @@ def load_dataset(
         f'train_size={train_size}: expected 1 to {len(train.labels)}, for so '
         f'many of {name} are neither for validation nor for testing.'
       )
-    kept = _stratified(train.labels, train_size)
+    kept = _stratified(np.asarray(train.labels), train_size)
     train = Split(train.images[kept], train.labels[kept])
-  mean, std = (0.0, 255.0) if 'mnist' in name else _moments(train.images)
+  if 'mnist' in name:
+    mean, std = 0.0, 255.0
+  else:
+    mean, std = _moments(np.asarray(train.images))
   num_classes = int(max(train.labels.max(), test.labels.max())) + 1
   return Dataset(name, num_classes, train, val, test, mean, std)
 
@@ -259,7 +263,16 @@ def _cached(
     # Opened here, for np.load leaves a file open that is no archive.
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
       return [arrays[f'arr_{i}'] for i in range(len(arrays.files))]
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+  except (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ):
     pass  # no cache, or a damaged one
   arrays = read()
   try:

@@ -28,12 +28,13 @@ from mopt.training.config import Config
 from mopt.training.data import Dataset
 from mopt.training.data import normalise
 from mopt.training.data import Split
+from mopt.training.evaluation import Evaluation
+from mopt.training.evaluation import make_evaluate
+from mopt.training.evaluation import over_members
+from mopt.training.evaluation import score
 
 PyTree = Any
 _AXIS = 'devices'
-_EVAL_BATCH = 250
-# Examples in a part of a split that is sent to the devices for evaluation.
-_EVAL_STREAMED = 10_000
 
 
 class State(NamedTuple):
@@ -43,28 +44,30 @@ class State(NamedTuple):
   model_state: PyTree  # Other variables, such as {'batch_stats': ...}; ditto.
   opt_state: optax.OptState  # Leaves [S, L, ...].
 
+  @property
+  def variables(self) -> PyTree:
+    """What `model.apply` takes."""
+    return {'params': self.params, **self.model_state}
+
 
 class Metrics(NamedTuple):
   """Means over the steps of an epoch, `[S, L]` each."""
 
-  objective_1: np.ndarray  # Cross entropy and the l2 of convolution kernels.
-  objective_2: np.ndarray  # The l1 norm of dense kernels.
-  grad_norm_1: np.ndarray
-  grad_norm_2: np.ndarray
-  cosine: np.ndarray  # Of the angle between both gradients; 0 if one is 0.
-  weight_1: np.ndarray
-  weight_2: np.ndarray
-  weight_2_min: np.ndarray  # Over the steps.
-  weight_2_max: np.ndarray
-  ce: np.ndarray  # Over the examples, as they were seen.
-  accuracy: np.ndarray
-
-
-class Evaluation(NamedTuple):
-  """Means over the examples of a split, `[S, L]` each; NaN without any."""
-
-  ce: np.ndarray
-  accuracy: np.ndarray
+  objective_1: (
+    jax.Array | np.ndarray
+  )  # Cross entropy and the l2 of convolution kernels.
+  objective_2: jax.Array | np.ndarray  # The l1 norm of dense kernels.
+  grad_norm_1: jax.Array | np.ndarray
+  grad_norm_2: jax.Array | np.ndarray
+  cosine: (
+    jax.Array | np.ndarray
+  )  # Of the angle between both gradients; 0 if one is 0.
+  weight_1: jax.Array | np.ndarray
+  weight_2: jax.Array | np.ndarray
+  weight_2_min: jax.Array | np.ndarray  # Over the steps.
+  weight_2_max: jax.Array | np.ndarray
+  ce: jax.Array | np.ndarray  # Over the examples, as they were seen.
+  accuracy: jax.Array | np.ndarray
 
 
 class Program(NamedTuple):
@@ -86,11 +89,6 @@ def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
   steps_per_epoch(config, len(data.train.labels))
   image = jax.ShapeDtypeStruct((1, *data.train.images.shape[1:]), jnp.float32)
   jax.eval_shape(model.init, jax.random.key(0), image)
-
-
-def over_members(function: Callable) -> Callable:
-  """Maps a function of one member over the axes `[S, L]` of its arguments."""
-  return jax.vmap(jax.vmap(function))
 
 
 def must_stream(
@@ -190,13 +188,6 @@ def make_program(
     devices=devices,
     donate_argnums=0,
   )
-  score = jax.pmap(
-    functools.partial(_score, model, data.mean, data.std),
-    axis_name=_AXIS,
-    in_axes=(None, None, 0, 0),
-    out_axes=None,
-    devices=devices,
-  )
 
   def epoch(state, number):
     orders, noise = draw(number)
@@ -212,28 +203,14 @@ def make_program(
       jax.block_until_ready(metrics[-1:])
       state, part_metrics = train(state, l1, noise, split, part)
       metrics.append(part_metrics)
-    return state, _over_epoch(metrics, batches.size[0])
+    return state, _over_epoch(metrics, np.asarray(batches.size[0]))
 
-  def evaluate(state, split):
-    sums, total = (0.0, 0.0), len(splits[split].labels)
-    size = _EVAL_STREAMED if streamed else max(total, 1)
-    for start in range(0, total, size):
-      part = Split(*splits[split])
-      if size < total:
-        part = Split(*(x[start : start + size] for x in part))
-      places, counts = _eval_batches(len(part.labels), len(devices))
-      scores = score((state.params, state.model_state), part, places, counts)
-      sums = tuple(a + np.asarray(b) for a, b in zip(sums, scores))
-    if not total:
-      nothing = np.full((len(config.seed), len(l1)), np.nan, np.float32)
-      return Evaluation(nothing, nothing)
-    return Evaluation(*(x / total for x in sums))
-
+  evaluate = make_evaluate(model, data, splits, devices, streamed)
   return Program(
     init=lambda: place(init()),
     prune=lambda s: place(s._replace(params=prune(s.params))),
     epoch=epoch,
-    evaluate=evaluate,
+    evaluate=lambda state, split: evaluate(state.variables, split),
   )
 
 
@@ -306,7 +283,7 @@ def _step(
       rngs={'dropout': key},
       mutable=list(state.model_state),
     )
-    ce, correct = _sums(logits, batch.labels, count)
+    ce, correct = score(logits, batch.labels, count)
     # The mean of this over devices is the mean over the whole batch.
     mean = ce * (num_devices / batch_size)
     return mean + conv_penalty(params), (model_state, ce, correct)
@@ -364,51 +341,3 @@ def _over_epoch(parts: Sequence[Metrics], sizes: np.ndarray) -> Metrics:
     ce=metrics.ce.sum(axis=0) / examples,
     accuracy=metrics.accuracy.sum(axis=0) / examples,
   )
-
-
-def _sums(
-  logits: jax.Array, labels: jax.Array, count: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Cross entropy and hits, summed over the examples that count."""
-  ce = optax.softmax_cross_entropy_with_integer_labels(
-    logits.astype(jnp.float32), labels
-  )
-  hits = jnp.argmax(logits, axis=-1) == labels
-  return jnp.sum(ce * count), jnp.sum(hits * count)
-
-
-def _eval_batches(
-  num_examples: int, num_devices: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Places in a split, and whether they count, `[D, batches, examples]`."""
-  batches = -(-num_examples // (_EVAL_BATCH * num_devices))
-  shape = (num_devices, batches, _EVAL_BATCH)
-  places = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
-  counts = places < num_examples
-  return np.where(counts, places, 0), counts.astype(np.float32)
-
-
-def _score(
-  model: nn.Module,
-  mean: float,
-  std: float,
-  variables: tuple[PyTree, PyTree],
-  split: Split,
-  places: jax.Array,
-  counts: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Sums over a split, of which each device takes some batches."""
-
-  def batch_sums(batch):
-    indices, count = batch
-    images = normalise(split.images[indices], mean, std)
-
-    def member_sums(variables):
-      params, model_state = variables
-      logits: Any = model.apply({'params': params, **model_state}, images)
-      return _sums(logits, split.labels[indices], count)
-
-    return over_members(member_sums)(variables)
-
-  sums = jax.lax.map(batch_sums, (places, counts))
-  return jax.lax.psum(jax.tree.map(lambda x: x.sum(axis=0), sums), _AXIS)

@@ -9,6 +9,7 @@ import pathlib
 import tempfile
 from typing import Any, NamedTuple
 import zipfile
+import zlib
 
 import jax
 import numpy as np
@@ -18,6 +19,22 @@ from mopt.masks import path_name
 from mopt.training.data import normalise
 
 PyTree = Any
+
+
+# What reading an archive may raise where bits have flipped or entries are not
+# those of a network.
+_DAMAGED = (
+  OSError,
+  EOFError,
+  LookupError,
+  AttributeError,
+  TypeError,
+  ValueError,
+  NotImplementedError,
+  RuntimeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 class Network(NamedTuple):
@@ -48,11 +65,11 @@ class Network(NamedTuple):
 
 def save(path: str | os.PathLike, network: Network) -> None:
   """Writes a network as .npz, whole or not at all."""
-  about = network._replace(variables={})._asdict()
   arrays = {
     path_name(path): np.asarray(x)
     for path, x in jax.tree_util.tree_leaves_with_path(network.variables)
   }
+  about = network._replace(variables={})._asdict() | {'names': list(arrays)}
   # Compressed, since most of it is zeros.
   _replace(
     path,
@@ -84,6 +101,9 @@ def load(path: str | os.PathLike) -> Network:
       np.load(stream, allow_pickle=False) as file,
     ):
       about = json.loads(str(file['about']))
+      # A damaged index of the archive may have lost some.
+      if missing := set(about['names']) - set(file.files):
+        raise ValueError(f'missing entry {min(missing)!r}')
       variables: dict[str, Any] = {'params': {}}
       for name in file.files:
         if name == 'about':
@@ -106,14 +126,7 @@ def load(path: str | os.PathLike) -> Network:
     )
   except FileNotFoundError:
     raise
-  except (
-    OSError,
-    EOFError,
-    KeyError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-  ) as error:
+  except _DAMAGED as error:
     raise ValueError(
       f'{os.fspath(path)}: expected a network written by train.py ({error}).'
     ) from error
@@ -163,7 +176,11 @@ def weight_histogram(weights: np.ndarray, bins: int = 100) -> dict[str, Any]:
   low, high = (
     (float(rest.min()), float(rest.max())) if rest.size else (0.0, 0.0)
   )
-  counts, _ = np.histogram(rest, bins, (low, high))
+  if low < high:
+    counts, _ = np.histogram(rest, bins, (low, high))
+  else:  # NumPy widens the range, unless the weights are too large for that.
+    counts = np.zeros(bins, int)
+    counts[bins // 2] = rest.size
   zeros = int(np.sum(weights == 0))
   return {'low': low, 'high': high, 'counts': counts.tolist(), 'zeros': zeros}
 

@@ -30,6 +30,7 @@ from mopt.training import results
 from mopt.training.batches import steps_per_epoch
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.evaluation import over_members
 
 
 def run(
@@ -115,7 +116,7 @@ def _train(
   """All epochs, with progress and logs; returns the pruned networks."""
   steps = steps_per_epoch(config, len(data.train.labels))
   rate = optimizer_lib.learning_rate(config, steps)
-  count = jax.jit(epoch_lib.over_members(_count_dense))
+  count = jax.jit(over_members(_count_dense))
 
   def log_histograms(epoch, when, state):
     head = {'epoch': epoch, 'when': when}
@@ -127,7 +128,7 @@ def _train(
   state = program.prune(state)
   log_histograms(0, 'pruned', state)
   with _progress(console) as progress:
-    task = progress.add_task('compiling', total=config.epochs)
+    task = progress.add_task('compiling, first epoch', total=config.epochs)
     for number in range(config.epochs):
       state, metrics = program.epoch(state, number)
       val = program.evaluate(state, 'val')
@@ -261,7 +262,7 @@ def _by_member(tree) -> Iterator[Any]:
 
 def _rows(members, data: Dataset, program, state) -> list[dict[str, Any]]:
   """The columns of results.csv but for the front's, of the pruned networks."""
-  count = jax.jit(epoch_lib.over_members(_count_dense))
+  count = jax.jit(over_members(_count_dense))
   nonzeros, l1_norm = count(state.params)
   scores = {s: program.evaluate(state, s) for s in ('train', 'val', 'test')}
   columns = {f'ce_{split}': score.ce for split, score in scores.items()}
@@ -277,8 +278,7 @@ def _rows(members, data: Dataset, program, state) -> list[dict[str, Any]]:
 
 def _save_members(folder, config: Config, data: Dataset, members, state):
   folder.mkdir()
-  variables = {'params': state.params, **state.model_state}
-  for (l1, seed), member in zip(members, _by_member(variables)):
+  for (l1, seed), member in zip(members, _by_member(state.variables)):
     weight = config.optimizer if l1 is None else f'l1_{l1:g}'
     results.save(
       folder / f'{weight}_seed_{seed}.npz',
