@@ -410,7 +410,7 @@ def test_every_table_and_figure_is_made(run, tmp_path, trainer):
   assert not {'table2d.md', 'fig6.png'} & names
   assert 'Hypervolume' in out
   pictures = [path for path in folder.iterdir() if path.suffix == '.png']
-  figures = {'fig3', 'fig4', 'fig5', 'fig7', 'fig8', 'strategies'}
+  figures = {'fig3', 'fig4', 'fig5', 'fig7', 'fig8', 'front', 'strategies'}
   assert {path.stem for path in pictures} == figures
   # Once per training and seed, and nothing for an accelerator.
   assert len(trainer.commands) == 2 * 16

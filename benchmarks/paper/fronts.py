@@ -75,7 +75,7 @@ def _ring(axes: Axes, rows, x, y, color) -> None:
 
 
 def _knee(rows):
-  """The paper's knee by our rule, on (training error, log nonzeros)."""
+  """The knee by the trainer's rule, on (training error, log nonzeros)."""
   points = [(1 - row['acc_train'], row['nonzeros']) for row in rows]
   index = mopt.knee(points, method='chord', scale='log')
   return [] if index is None else [rows[index]]
@@ -137,6 +137,37 @@ def strategies(results: Results, path: pathlib.Path) -> pathlib.Path:
   lowest = canvas.lowest_accuracy(_value(row, 'acc') for row in everything)
   axes.set_ylim(bottom=lowest)
   axes.set_xlabel('nonzero weights in the dense layers')
+  axes.set_ylabel('test accuracy (%)')
+  axes.legend(fontsize='small')
+  return picture.save(path)
+
+
+def front(results: Results, path: pathlib.Path) -> pathlib.Path:
+  """The paper's front, ours with its settings, and ours with a better rate."""
+  tuned = results['table2c_tuned']
+  picture = canvas.Picture(
+    1, f'{tables.describe(tuned)}; lines: fronts, rings: knees', width=7.0
+  )
+  (axes,) = picture.axes
+  paper = tables.alive(tables.paper_rows('table2c'))
+  mine = {
+    name: [row for r in results[name] for row in tables.alive(r.rows)]
+    for name in ('table2c', 'table2c_tuned')
+  }
+  for rows, label, hue, marker, is_filled in (
+    (mine['table2c_tuned'], 'ours, tuned rate', canvas.DARK, 'o', True),
+    (mine['table2c'], "ours, the paper's rate", canvas.MIDDLE, 's', True),
+    (paper, 'paper, Table 2(c)', canvas.LIGHT, '^', False),
+  ):
+    _front(axes, rows, label, hue, marker, is_filled=is_filled)
+    _ring(axes, _knee(rows), 'nonzeros', 'acc', 'black')
+  axes.set_xscale('log')
+  axes.set_ylim(
+    bottom=canvas.lowest_accuracy(
+      _value(row, 'acc') for rows in mine.values() for row in rows
+    )
+  )
+  axes.set_xlabel('nonzero weights in the dense layers, of 58,920')
   axes.set_ylabel('test accuracy (%)')
   axes.legend(fontsize='small')
   return picture.save(path)

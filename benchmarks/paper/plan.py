@@ -44,6 +44,7 @@ NAMES: dict[str, tuple[str | tuple[str, ...], ...]] = {
   'fig6': (CURVES, *FIG6C),
   'fig7': _FIG7,
   'fig8': _FIG7,
+  'front': ('table2c', 'table2c_tuned'),
   'strategies': ('table2a', 'table2b', 'table2c', 'table2c_tuned'),
 }
 # What `all` leaves out where these would have to be trained on a CPU.
