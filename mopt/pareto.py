@@ -1,4 +1,4 @@
-"""Pareto fronts of two objectives, both minimised, and their knees.
+"""Pareto fronts of objectives that are minimised, and knees of two.
 
 These run on the host, on NumPy arrays in float64: a front is a handful of
 trained networks, and an index or `None` is what one wants back.
@@ -14,11 +14,15 @@ _STRAIGHT = 1e-9
 def nondominated(points: ArrayLike) -> np.ndarray:
   """Which points no other point dominates.
 
-  A point dominates another if it is no worse in both objectives and better in
+  A point dominates another if it is no worse in all objectives and better in
   one. Equal points do not dominate each other: all of them are kept.
 
+  Two objectives take a sort and a sweep, n log n; more of them a comparison of
+  each point with those before it in lexicographic order, which are all that
+  can dominate it, at most m n^2 / 2.
+
   Args:
-    points: `[n, 2]`, both columns to be minimised.
+    points: `[n, m]`, m >= 2, all columns to be minimised.
 
   Returns:
     `[n]`, dtype bool.
@@ -35,6 +39,19 @@ def nondominated(points: ArrayLike) -> np.ndarray:
     Reiners et al., 2020, section 2.
   """
   points = _check_points(points)
+  if points.shape[1] == 2:
+    return _sweep(points)
+  different, index = np.unique(points, axis=0, return_inverse=True)
+  keep = np.ones(len(different), bool)
+  for i, point in enumerate(different):
+    # Sorted and all different: no worse in all objectives is better in one.
+    before = different[:i][keep[:i]]
+    keep[i] = not (before <= point).all(axis=1).any()
+  return keep[index.reshape(-1)]
+
+
+def _sweep(points: np.ndarray) -> np.ndarray:
+  """`nondominated` of two objectives."""
   order = np.lexsort((points[:, 1], points[:, 0]))
   keep = np.zeros(len(points), bool)
   best = np.inf  # of the second objective, among smaller first objectives
@@ -53,17 +70,22 @@ def nondominated(points: ArrayLike) -> np.ndarray:
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
-  """Area that a front dominates, up to a reference point.
+  """Volume that a front dominates, up to a reference point.
 
-  Points that are not better than the reference in both objectives add
-  nothing, and neither do dominated points.
+  Points that are not better than the reference in all objectives add nothing,
+  and neither do dominated points.
+
+  With more than two objectives the volume is cut into slices between the
+  values of the last one, each a volume of one objective less (hypervolume by
+  slicing objectives): exact, and at most n^(m - 1) steps, which is meant for
+  fronts of some dozens of points.
 
   Args:
-    points: `[n, 2]`, both columns to be minimised; n may be 0.
-    reference: `[2]`, the worst corner of the area.
+    points: `[n, m]`, m >= 2, all columns to be minimised; n may be 0.
+    reference: `[m]`, the worst corner of the volume.
 
   Returns:
-    The area, in the product of the units of the objectives.
+    The volume, in the product of the units of the objectives.
 
   Raises:
     ValueError: for other shapes, NaN, or a reference that is not finite.
@@ -72,20 +94,42 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     >>> import mopt
     >>> mopt.hypervolume([[1, 2], [2, 1]], reference=[3, 3])
     3.0
+    >>> mopt.hypervolume([[1, 2, 2], [2, 1, 1]], reference=[3, 3, 3])
+    5.0
 
   References:
     Zitzler and Thiele, `Multiobjective evolutionary algorithms: a comparative
     case study and the strength Pareto approach
-    <https://doi.org/10.1109/4235.797969>`_, 1999.
+    <https://doi.org/10.1109/4235.797969>`_, 1999; While et al., `A faster
+    algorithm for calculating hypervolume
+    <https://doi.org/10.1109/TEVC.2005.851275>`_, 2006.
   """
-  points = _check_points(points)
   reference = np.asarray(reference, np.float64)
-  if reference.shape != (2,) or not np.isfinite(reference).all():
-    raise ValueError(f'reference must be two finite numbers, got {reference}.')
-  points = points[(points < reference).all(axis=1)]
+  if reference.ndim != 1 or len(reference) < 2:
+    raise ValueError(f'reference must be [m], m >= 2, got {reference}.')
+  if not np.isfinite(reference).all():
+    raise ValueError(f'reference must be finite, got {reference}.')
+  points = _check_points(points, len(reference))
+  return _volume(points[(points < reference).all(axis=1)], reference)
+
+
+def _volume(points: np.ndarray, reference: np.ndarray) -> float:
+  """`hypervolume` of points better than the reference."""
   front = np.unique(points[nondominated(points)], axis=0)  # by first objective
-  ceilings = np.concatenate([reference[1:], front[:-1, 1]])
-  return float(np.sum((reference[0] - front[:, 0]) * (ceilings - front[:, 1])))
+  if len(reference) == 2:
+    ceilings = np.concatenate([reference[1:], front[:-1, 1]])
+    widths, heights = reference[0] - front[:, 0], ceilings - front[:, 1]
+    return float(np.sum(widths * heights))
+  front = front[np.argsort(front[:, -1], kind='stable')]
+  floors = [*front[:, -1].tolist(), float(reference[-1])]
+  return sum(
+    (
+      (floors[i + 1] - floors[i]) * _volume(front[: i + 1, :-1], reference[:-1])
+      for i in range(len(front))
+      if floors[i + 1] > floors[i]
+    ),
+    0.0,
+  )
 
 
 def knee(
@@ -134,7 +178,7 @@ def knee(
     Normal-Boundary Intersection`, Structural Optimization 18, 1999.
     Reiners et al., 2020, section 5.
   """
-  points = _check_points(points)
+  points = _check_points(points, 2)
   if not np.isfinite(points).all():
     raise ValueError('knee needs finite points, got an infinite one.')
   if method not in ('chord', 'tradeoff'):
@@ -167,12 +211,14 @@ def knee(
   return int(indices[best]) if bulge[best] > _STRAIGHT else None
 
 
-def _check_points(points: ArrayLike) -> np.ndarray:
+def _check_points(points: ArrayLike, m: int | None = None) -> np.ndarray:
+  """As float64 `[n, m]`; m is 2 or more, if it is not given."""
   points = np.asarray(points, np.float64)
   if points.size == 0:
-    points = points.reshape(0, 2)
-  if points.ndim != 2 or points.shape[1] != 2:
-    raise ValueError(f'points must be [n, 2], got shape {points.shape}.')
+    points = points.reshape(0, m or 2)
+  if points.ndim != 2 or not (m or 2) <= points.shape[1] <= (m or np.inf):
+    wanted = '[n, m] with m >= 2' if m is None else f'[n, {m}]'
+    raise ValueError(f'points must be {wanted}, got shape {points.shape}.')
   if np.isnan(points).any():
     raise ValueError('points must not hold NaN.')
   return points

@@ -46,10 +46,11 @@ def as_array(points):
 
 
 def by_definition(points):
-  """Of each point: whether no other is as good in both, better in one."""
+  """Of each point: whether no other is as good in all, better in one."""
 
   def dominates(a, b):
-    return a[0] <= b[0] and a[1] <= b[1] and (a[0] < b[0] or a[1] < b[1])
+    no_worse = all(x <= y for x, y in zip(a, b))
+    return no_worse and any(x < y for x, y in zip(a, b))
 
   return [not any(dominates(a, b) for a in points) for b in points]
 
@@ -120,6 +121,45 @@ def test_hypervolume_of_a_front_of_many_points(seed):
 )
 def test_hypervolume_by_hand(points, area):
   assert mopt.hypervolume(points, reference=[3, 3]) == area
+
+
+@st.composite
+def many_objectives(draw, coordinate, min_size=1):
+  m = draw(st.integers(3, 5))
+  point = st.tuples(*[coordinate] * m)
+  points = draw(st.lists(point, min_size=min_size, max_size=8))
+  return np.array(points, np.float64).reshape(-1, m)
+
+
+@given(many_objectives(st.integers(0, 2)) | many_objectives(floats))
+@example(np.array([[math.inf] * 3, [math.inf] * 3, [0, math.inf, -math.inf]]))
+def test_nondominated_of_many_objectives_by_definition(points):
+  assert mopt.nondominated(points).tolist() == by_definition(points)
+
+
+# Finite ones: with four objectives, moocore keeps dominated infinite points.
+@given(many_objectives(st.integers(0, 2)) | many_objectives(st.floats(-9, 9)))
+def test_nondominated_of_many_objectives_against_moocore(points):
+  expected = moocore.is_nondominated(points, keep_weakly=True)
+  np.testing.assert_array_equal(mopt.nondominated(points), expected)
+
+
+@given(many_objectives(st.integers(-1, 4)) | many_objectives(st.floats(-9, 9)))
+def test_hypervolume_of_many_objectives_against_moocore(points):
+  reference = np.arange(2.0, 2.0 + points.shape[1])
+  expected = moocore.hypervolume(points, ref=reference)
+  actual = mopt.hypervolume(points, reference)
+  assert isinstance(actual, float)
+  assert actual == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_hypervolume_of_three_objectives_by_hand():
+  # Two boxes of 4 and 2 that share 1.
+  assert mopt.hypervolume([[1, 1, 2], [2, 2, 1]], [3, 3, 3]) == 4 + 2 - 1
+  assert mopt.hypervolume(np.zeros((0, 3)), [3, 3, 3]) == 0
+  assert mopt.hypervolume([[1, 1, 3], [4, 0, 0]], [3, 3, 3]) == 0
+  unbounded = [[1, 1, -math.inf], [2, 0, -math.inf]]
+  assert mopt.hypervolume(unbounded, [3, 3, 3]) == math.inf
 
 
 @given(points_of(integers, 1), st.randoms(use_true_random=False))
@@ -249,11 +289,23 @@ FUNCTIONS = pytest.mark.parametrize(
 
 @FUNCTIONS
 @pytest.mark.parametrize(
-  'points', [[1, 2], [[1, 2, 3]], [[1], [2]], 3.0, np.zeros((2, 2, 2))]
+  'points', [[1, 2], [[1], [2]], 3.0, np.zeros((2, 2, 2))]
 )
 def test_wrong_shapes_are_refused(function, points):
-  with pytest.raises(ValueError, match=r'\[n, 2\], got shape'):
+  match = r'must be \[n, (2\]|m\] with m >= 2), got shape'
+  with pytest.raises(ValueError, match=match):
     function(points)
+
+
+def test_three_objectives_are_too_many_for_a_knee_and_for_two_references():
+  points = [[1, 2, 3]]
+  assert mopt.nondominated(points).tolist() == [True]
+  with pytest.raises(ValueError, match=r'\[n, 2\], got shape \(1, 3\)'):
+    mopt.knee(points)
+  with pytest.raises(ValueError, match=r'\[n, 2\], got shape \(1, 3\)'):
+    mopt.hypervolume(points, (4, 4))
+  with pytest.raises(ValueError, match=r'\[n, 4\], got shape \(1, 3\)'):
+    mopt.hypervolume(points, (4, 4, 4, 4))
 
 
 @FUNCTIONS
@@ -276,11 +328,11 @@ def test_knee_refuses_infinite_points(method, scale, bad):
 
 @pytest.mark.parametrize(
   'reference',
-  [1, [1], [1, 2, 3], [[1, 2]], [1, math.nan], [math.inf, 1], [-math.inf, 1]],
+  [1, [1], [[1, 2]], [1, math.nan], [math.inf, 1], [-math.inf, 1, 2]],
 )
 def test_hypervolume_refuses_a_reference(reference):
-  with pytest.raises(ValueError, match='reference must be two finite numbers'):
-    mopt.hypervolume([[0, 0]], reference)
+  with pytest.raises(ValueError, match='reference must be'):
+    mopt.hypervolume([[0] * np.size(reference)], reference)
 
 
 @pytest.mark.parametrize('smallest', [0, -1])
