@@ -410,15 +410,16 @@ def test_every_table_and_figure_is_made(run, tmp_path, trainer):
   assert not {'table2d.md', 'fig6.png'} & names
   assert 'Hypervolume' in out
   pictures = [path for path in folder.iterdir() if path.suffix == '.png']
-  figures = {'fig3', 'fig4', 'fig5', 'fig7', 'fig8', 'front', 'strategies'}
+  figures = {'fig3', 'fig4', 'fig5', 'fig7', 'fig8'}
+  figures |= {'drift', 'front', 'strategies'}
   assert {path.stem for path in pictures} == figures
   # Once per training and seed, and nothing for an accelerator.
-  assert len(trainer.commands) == 2 * 16
+  assert len(trainer.commands) == 2 * 17
   for path in pictures:
     _check_picture(path)
   # Fig. 6 by the short run, without its third panel.
   code, out, err = run('fig6', '--seed=0,1')
-  assert (code, err, len(trainer.commands)) == (0, '', 2 * 16)
+  assert (code, err, len(trainer.commands)) == (0, '', 2 * 17)
   assert 'fig6: left out fig6c_constant_0.001' in out
   _check_picture(folder / 'fig6.png')
 

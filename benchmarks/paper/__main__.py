@@ -19,6 +19,7 @@ Names:
   fig6            VGG: loss, accuracy, nonzeros (accelerator)
   fig7            accuracy of multiobjective optimizers and their twins
   fig8            the weights that they find
+  drift           where SMGD goes if its rate does not decay
   front           fronts of table2c, table2c_tuned and the paper, with knees
   strategies      fronts of table2a, b, c and c_tuned (section 6.2.1)
   all             all of these; without an accelerator not table2d and fig6
@@ -64,6 +65,7 @@ _FIGURES = {
   'fig6': curves.fig6,
   'fig7': curves.fig7,
   'fig8': curves.fig8,
+  'drift': curves.drift,
   'front': fronts.front,
   'strategies': fronts.strategies,
 }

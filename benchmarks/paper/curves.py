@@ -292,6 +292,37 @@ def fig8(results: Results, path: pathlib.Path) -> pathlib.Path:
   return _panels(results, title, draw, path)
 
 
+def drift(results: Results, path: pathlib.Path) -> pathlib.Path:
+  """SMGD with pruning, with and without a decay of its rate."""
+  title = 'SMGD drifts along the front, as far as its rate takes it.'
+  about = tables.describe(results['drift_smgd'])
+  picture = canvas.Picture(3, f'{title} {about}')
+  weight, nonzeros, accuracy = picture.axes
+  for name, label, hue in (
+    ('fig7_smgd', '0.01 / (1 + 3.33e-4 step)', canvas.LIGHT),
+    ('drift_smgd', '0.01, falling to 0.001 as in Fig. 3', canvas.DARK),
+  ):
+    for axes, column_name, unit in (
+      (weight, 'weight_2', 1),
+      (nonzeros, 'nonzeros', 1),
+      (accuracy, 'accuracy_val', 100),
+    ):
+      curve = unit * column(results[name], column_name)
+      _line(axes, curve, color=hue, label=label)
+  l1, _ = critical('drift_smgd')
+  weight.axhline(l1 / (1 + l1), color='0.4', linestyle='--', linewidth=1)
+  for axes, label in (
+    (weight, 'weight of the l1 norm, mean of an epoch'),
+    (nonzeros, 'nonzero weights in the dense layers'),
+    (accuracy, 'validation accuracy (%)'),
+  ):
+    axes.set_ylabel(label)
+  weight.set_yscale('log')
+  nonzeros.set_yscale('log')
+  weight.legend(title='learning rate', fontsize='small')
+  return picture.save(path)
+
+
 def _weights(results: Sequence[Result]):
   """The second of two weights that sum to 1, and its extremes in an epoch.
 
