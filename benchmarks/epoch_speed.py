@@ -210,7 +210,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   size = 256 if args.quick else 2048 if on_cpu else 8192
   result = dict(versions(), quick=args.quick)
   result['rows'] = measure(rows, steps, rounds, size)
-  show('Epochs of the trainer', result['rows'])
+  hidden = ('n', 'steps', 'first_call_s', 'iqr_ms', 'matmul_gflops')
+  shown = [
+    {k: v for k, v in row.items() if k not in hidden} for row in result['rows']
+  ]
+  show('Epochs of the trainer', shown)
   args.out.parent.mkdir(parents=True, exist_ok=True)
   args.out.write_text(json.dumps(result, indent=2) + '\n')
   print(f'Written to {args.out}')
