@@ -484,8 +484,9 @@ def test_the_list_says_what_is_there(run):
   lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
   assert 'there, took 2 s' in lines['table2b_seed0']
   assert 'missing' in lines['table2c_seed0']
-  assert 'needs an accelerator' in lines['table2d_seed0']
-  assert set(lines) > {f'{name}_seed0' for name in plan.TRAININGS}
+  assert 'needs an accelerator' in lines['table2d_part2_seed0']
+  names = {p.name for name in plan.TRAININGS for p in plan.pieces(name, 0)}
+  assert set(lines) > names
   _, out, _ = run('fig4', '--list', '--seed=5')
   assert 'table2c_seed5' in out
   assert 'table2d' not in out
