@@ -19,6 +19,7 @@ from rich.progress import BarColumn
 from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
+from rich.progress import TimeElapsedColumn
 from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
@@ -195,6 +196,8 @@ def _progress(console: Console) -> Progress:
     TextColumn('epoch'),
     MofNCompleteColumn(),
     BarColumn(bar_width=20),
+    TimeElapsedColumn(),  # a sign of life in a long epoch
+    TextColumn('<'),
     TimeRemainingColumn(),
     TextColumn('{task.description}'),
     console=console,
