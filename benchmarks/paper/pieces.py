@@ -1,7 +1,6 @@
 """Runs pieces by train.py, and keeps what came out of each as one JSON."""
 
 from collections.abc import Callable, Sequence
-import csv
 import fcntl
 import json
 import math
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.paper.plan import Piece
+from mopt.training.results import read_csv
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Fig. 5(c) is all that is made of histograms.
@@ -115,11 +115,10 @@ def gather(workdir: pathlib.Path, piece: Piece, quick: bool) -> dict[str, Any]:
   config = json.loads((workdir / 'config.json').read_text())
   folder = [] if config['data_dir'] is None else ['--data_dir=DIR']
   config['data_dir'] = 'DIR' if folder else None
-  with (workdir / 'results.csv').open(newline='') as file:
-    rows = [
-      {name: _number(cell) for name, cell in row.items()}
-      for row in csv.DictReader(file)
-    ]
+  rows = [
+    {name: _finite(value) for name, value in row.items()}
+    for row in read_csv(workdir / 'results.csv')
+  ]
   records = _read_lines(workdir / 'metrics.jsonl')
   histograms = workdir / 'histograms.jsonl'
   return {
@@ -204,13 +203,9 @@ def check_alike(results: Sequence[Result]) -> None:
         )
 
 
-def _number(cell: str) -> int | float | None:
-  """A cell of results.csv; `None` where it is empty or not finite."""
-  try:
-    return int(cell)
-  except ValueError:
-    number = float(cell or 'nan')
-    return number if math.isfinite(number) else None
+def _finite(value: float | None) -> float | None:
+  """JSON knows no other numbers."""
+  return value if value is not None and math.isfinite(value) else None
 
 
 def _exact(name: str, value: Any) -> Any:

@@ -18,6 +18,19 @@ EMBEDDED = 'mnist5k'
 # What is held out for validation unless one says otherwise.
 _DEFAULT_VAL_SIZE = {EMBEDDED: 500, 'mnist': 5000}
 
+# What reading an .npz file may raise where there is none, or bits have flipped;
+# a flip in its index may ask for a way of compression that zipfile has not.
+DAMAGED_ARCHIVE = (
+  OSError,
+  EOFError,
+  KeyError,
+  ValueError,
+  NotImplementedError,
+  RuntimeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+
 
 class Split(NamedTuple):
   """Examples of one kind."""
@@ -263,16 +276,7 @@ def _cached(
     # Opened here, for np.load leaves a file open that is no archive.
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
       return [arrays[f'arr_{i}'] for i in range(len(arrays.files))]
-  except (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ):
+  except DAMAGED_ARCHIVE:
     pass  # no cache, or a damaged one
   arrays = read()
   try:

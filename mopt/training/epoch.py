@@ -34,6 +34,7 @@ from mopt.training.evaluation import over_members
 from mopt.training.evaluation import score
 
 PyTree = Any
+_Array = jax.Array | np.ndarray
 _AXIS = 'devices'
 
 
@@ -53,21 +54,17 @@ class State(NamedTuple):
 class Metrics(NamedTuple):
   """Means over the steps of an epoch, `[S, L]` each."""
 
-  objective_1: (
-    jax.Array | np.ndarray
-  )  # Cross entropy and the l2 of convolution kernels.
-  objective_2: jax.Array | np.ndarray  # The l1 norm of dense kernels.
-  grad_norm_1: jax.Array | np.ndarray
-  grad_norm_2: jax.Array | np.ndarray
-  cosine: (
-    jax.Array | np.ndarray
-  )  # Of the angle between both gradients; 0 if one is 0.
-  weight_1: jax.Array | np.ndarray
-  weight_2: jax.Array | np.ndarray
-  weight_2_min: jax.Array | np.ndarray  # Over the steps.
-  weight_2_max: jax.Array | np.ndarray
-  ce: jax.Array | np.ndarray  # Over the examples, as they were seen.
-  accuracy: jax.Array | np.ndarray
+  objective_1: _Array  # Cross entropy and the l2 of convolution kernels.
+  objective_2: _Array  # The l1 norm of dense kernels.
+  grad_norm_1: _Array
+  grad_norm_2: _Array
+  cosine: _Array  # Of the angle between both gradients; 0 if one is 0.
+  weight_1: _Array
+  weight_2: _Array
+  weight_2_min: _Array  # Over the steps.
+  weight_2_max: _Array
+  ce: _Array  # Over the examples, as they were seen.
+  accuracy: _Array
 
 
 class Program(NamedTuple):
@@ -193,10 +190,8 @@ def make_program(
     orders, noise = draw(number)
     batches = make_batches(config, np.asarray(orders), len(devices))
     noise = place(noise)
-    if streamed:
-      parts = stream(data.train, batches)
-    else:
-      parts = iter([(splits['train'], batches)])
+    whole = [(splits['train'], batches)]
+    parts = stream(data.train, batches) if streamed else whole
     metrics: list[Metrics] = []
     for split, part in parts:
       # The host is one part ahead of the devices, and no more.
@@ -277,7 +272,7 @@ def _step(
 
   def error(params, batch):
     logits, model_state = model.apply(
-      {'params': params, **state.model_state},
+      state._replace(params=params).variables,
       batch.images,
       train=True,
       rngs={'dropout': key},

@@ -8,33 +8,16 @@ import os
 import pathlib
 import tempfile
 from typing import Any, NamedTuple
-import zipfile
-import zlib
 
 import jax
 import numpy as np
 
 import mopt
 from mopt.masks import path_name
+from mopt.training.data import DAMAGED_ARCHIVE
 from mopt.training.data import normalise
 
 PyTree = Any
-
-
-# What reading an archive may raise where bits have flipped or entries are not
-# those of a network.
-_DAMAGED = (
-  OSError,
-  EOFError,
-  LookupError,
-  AttributeError,
-  TypeError,
-  ValueError,
-  NotImplementedError,
-  RuntimeError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
 
 
 class Network(NamedTuple):
@@ -126,7 +109,8 @@ def load(path: str | os.PathLike) -> Network:
     )
   except FileNotFoundError:
     raise
-  except _DAMAGED as error:
+  # The last three: its entries are not those of a network.
+  except (*DAMAGED_ARCHIVE, LookupError, AttributeError, TypeError) as error:
     raise ValueError(
       f'{os.fspath(path)}: expected a network written by train.py ({error}).'
     ) from error
@@ -201,11 +185,18 @@ def write_csv(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
   _replace(path, write)
 
 
-def read_csv(path: str | os.PathLike) -> list[dict[str, float | None]]:
+def read_csv(path: str | os.PathLike) -> list[dict[str, int | float | None]]:
   """Reads what `write_csv` has written; `None` for an empty cell."""
+
+  def number(cell):
+    try:
+      return int(cell)
+    except ValueError:
+      return float(cell) if cell else None
+
   with pathlib.Path(path).open(newline='') as file:
     return [
-      {k: float(v) if v else None for k, v in row.items()}
+      {name: number(cell) for name, cell in row.items()}
       for row in csv.DictReader(file)
     ]
 

@@ -117,7 +117,6 @@ def _train(
   """All epochs, with progress and logs; returns the pruned networks."""
   steps = steps_per_epoch(config, len(data.train.labels))
   rate = optimizer_lib.learning_rate(config, steps)
-  count = jax.jit(over_members(_count_dense))
 
   def log_histograms(epoch, when, state):
     head = {'epoch': epoch, 'when': when}
@@ -133,7 +132,7 @@ def _train(
     for number in range(config.epochs):
       state, metrics = program.epoch(state, number)
       val = program.evaluate(state, 'val')
-      counts = jax.device_get(count(state.params))
+      counts = jax.device_get(_count_dense(state.params))
       if (number + 1) % 5 == 0 and number + 1 < config.epochs:
         log_histograms(number + 1, 'epoch', state)
       head = {
@@ -158,6 +157,8 @@ def _train(
 _SPLIT_NAMES = {'val': 'validation', 'train': 'training'}
 
 
+@jax.jit
+@over_members
 def _count_dense(params):
   counts = mopt.count_nonzero(params, mopt.dense_kernels)
   return counts, mopt.l1_norm(params, mopt.dense_kernels)
@@ -265,8 +266,7 @@ def _by_member(tree) -> Iterator[Any]:
 
 def _rows(members, data: Dataset, program, state) -> list[dict[str, Any]]:
   """The columns of results.csv but for the front's, of the pruned networks."""
-  count = jax.jit(over_members(_count_dense))
-  nonzeros, l1_norm = count(state.params)
+  nonzeros, l1_norm = _count_dense(state.params)
   scores = {s: program.evaluate(state, s) for s in ('train', 'val', 'test')}
   columns = {f'ce_{split}': score.ce for split, score in scores.items()}
   columns |= {'l1_norm': l1_norm, 'nonzeros': nonzeros.total}
