@@ -7,8 +7,10 @@ trains seven LeNet-5 at once on 4,000 real digits, with no download.
   python train.py
   python train.py --optimizer=madam --seed=0,1,2
   python train.py --dataset=mnist --data_dir=~/tensorflow_datasets --l1=3e-4
+  python train.py --search=bisection --max_runs=12 --seed=0,1,2
 """
 
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -20,6 +22,7 @@ from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
+import jax
 import jax.numpy as jnp
 
 import models
@@ -202,12 +205,69 @@ flags.DEFINE_integer('epochs', Config.epochs, 'Passes over the training set.')
 _define_numbers(
   'seed', int, Config.seed, 'Seeds of the weights and of the order of data.'
 )
+flags.DEFINE_enum(
+  'parallel',
+  Config.parallel,
+  config_lib.PARALLEL,
+  'What several devices have: members of the population each, or all members '
+  'and a share of each batch (data). On a CPU every core is a device. auto '
+  'spreads members, and the batches of a single one but on a CPU.',
+)
+flags.DEFINE_enum(
+  'search',
+  Config.search,
+  config_lib.SEARCHES,
+  'Look for the knee of the front: train with few epochs and --max_runs '
+  'weights, and then the weight of the knee in full. See help(mopt.search).',
+)
+_define_numbers(
+  'search_range', float, Config.search_range, 'Smallest and largest l1 tried.'
+)
+flags.DEFINE_integer(
+  'search_epochs',
+  Config.search_epochs,
+  'Epochs of a training of the search (default: a third of --epochs). They '
+  'have the first --seed; the knee is trained with all of them.',
+)
+flags.DEFINE_integer(
+  'levels',
+  Config.levels,
+  'Largest number of batches of weights that a search tries one after the '
+  'other (default: as many as --max_runs allows).',
+)
+flags.DEFINE_integer(
+  'max_runs', Config.max_runs, 'Largest number of trainings of a search.'
+)
+flags.DEFINE_enum(
+  'select_on',
+  Config.select_on,
+  config_lib.SELECT_ON,
+  'Data that choose front and knee; test is what the authors of the paper did, '
+  'and makes the test error of the knee too good.',
+)
 flags.DEFINE_string(
   'workdir',
   None,
   'Where the results go: a new or empty folder, made if its parent exists '
   '(default: runs/<time>).',
 )
+flags.DEFINE_bool(
+  'resume',
+  False,
+  'Go on with the search in --workdir, which was interrupted. Of its settings '
+  'only data_dir, stream, parallel, levels and max_runs may change.',
+)
+
+
+def _resumed_workdir(config: Config) -> pathlib.Path:
+  """The folder of a search that is to go on."""
+  if not config.is_search:
+    raise ValueError('resume=true: expected a search, see --search.')
+  if not FLAGS.workdir:
+    raise ValueError('resume=true: expected --workdir, the folder to go on in.')
+  workdir = pathlib.Path(FLAGS.workdir).expanduser()
+  training.check_resumable(config, workdir)
+  return workdir
 
 
 def _make_workdir(name: str | None) -> pathlib.Path:
@@ -232,6 +292,25 @@ def _make_workdir(name: str | None) -> pathlib.Path:
   return workdir
 
 
+def _make_cores_devices() -> None:
+  """Makes every core of the CPU a device, unless one has said otherwise.
+
+  One device leaves half of two cores idle: small networks have no work for
+  more than one.
+  """
+  if 'JAX_NUM_CPU_DEVICES' in os.environ:
+    return
+  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    return
+  try:
+    cores = len(os.sched_getaffinity(0))
+  except AttributeError:  # of Linux only
+    cores = os.cpu_count() or 1
+  # Where JAX runs already, its devices stay as they are.
+  with contextlib.suppress(RuntimeError):
+    jax.config.update('jax_num_cpu_devices', cores)
+
+
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; what is wrong with them takes one line and exit 2."""
   try:
@@ -253,6 +332,7 @@ def main(argv: list[str]) -> None:
   del argv
   # JAX reports every platform that it looks for and does not find.
   logging.getLogger('jax').setLevel(logging.WARNING)
+  _make_cores_devices()
   try:
     names = [field.name for field in dataclasses.fields(Config)]
     settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
@@ -265,10 +345,16 @@ def main(argv: list[str]) -> None:
       config.model, data.num_classes, jnp.dtype(config.compute_dtype)
     )
     training.check_fit(config, model, data)
-    workdir = _make_workdir(FLAGS.workdir)
+    if FLAGS.resume:
+      workdir = _resumed_workdir(config)
+    else:
+      workdir = _make_workdir(FLAGS.workdir)
   except ValueError as error:
     _stop(error)
-  training.run(config, model, data, workdir)
+  if config.is_search:
+    training.search(config, model, data, workdir, resume=FLAGS.resume)
+  else:
+    training.run(config, model, data, workdir)
 
 
 if __name__ == '__main__':

@@ -28,6 +28,7 @@ from mopt.training.epoch import check_fit
 from mopt.training.epoch import make_program
 from mopt.training.epoch import Metrics
 from mopt.training.epoch import must_stream
+from mopt.training.layout import make_layout
 
 
 class Tiny(nn.Module):
@@ -90,7 +91,9 @@ def digits():
 
 
 def _config(**kwargs):
-  return Config(**({'l1': (1e-3,), 'epochs': 4} | kwargs))
+  # Spread members: tests/layout_test.py.
+  defaults = {'l1': (1e-3,), 'epochs': 4, 'parallel': 'data'}
+  return Config(**(defaults | kwargs))
 
 
 def _program(config, data, num_devices=1, model=None):
@@ -629,7 +632,8 @@ def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples():
     Metrics(**{k: v[s] for k, v in values.items()})
     for s in (slice(0, 2), slice(2, 3))
   ]
-  found = epoch_lib._over_epoch(parts, np.array([4.0, 4.0, 2.0]))
+  layout = make_layout(_config(), jax.devices()[:1])
+  found = epoch_lib._over_epoch(parts, np.array([4.0, 4.0, 2.0]), layout)
   np.testing.assert_allclose(found.weight_2, [[1 / 3, 0.4]], rtol=1e-6)
   np.testing.assert_allclose(found.weight_2_min, [[0.2, 0.1]], rtol=1e-6)
   np.testing.assert_allclose(found.weight_2_max, [[0.5, 0.9]], rtol=1e-6)

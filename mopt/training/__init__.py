@@ -5,12 +5,15 @@ from mopt.training.data import Dataset
 from mopt.training.data import load_dataset
 from mopt.training.data import normalise
 from mopt.training.epoch import check_fit
+from mopt.training.knee_search import check_resumable
+from mopt.training.knee_search import search
 from mopt.training.results import load
 from mopt.training.results import Network
 from mopt.training.run import run
 
 __all__ = (
   'check_fit',
+  'check_resumable',
   'Config',
   'Dataset',
   'load',
@@ -18,4 +21,5 @@ __all__ = (
   'Network',
   'normalise',
   'run',
+  'search',
 )

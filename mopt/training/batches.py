@@ -13,6 +13,7 @@ import numpy as np
 
 from mopt.training.config import Config
 from mopt.training.data import Split
+from mopt.training.layout import Layout
 
 # Steps in a part of an epoch that is sent to the devices.
 _STEPS = 64
@@ -72,6 +73,16 @@ def make_batches(
     count=count.astype(np.float32),
     size=np.broadcast_to(counts.sum(axis=1, dtype=np.float32), per_device),
   )
+
+
+def spread(batches: Batches, layout: Layout) -> Batches:
+  """From the batches of one device to those of devices with own members."""
+  num_devices = len(layout.devices)
+  per_device = jax.tree.map(
+    lambda x: np.broadcast_to(x, (num_devices, *x.shape[1:])), batches
+  )
+  by_seed = batches.chosen[0].swapaxes(0, 1)  # [S, steps, batch]
+  return per_device._replace(chosen=layout.seeds(by_seed).swapaxes(1, 2))
 
 
 def stream(train: Split, batches: Batches) -> Iterator[tuple[Split, Batches]]:

@@ -10,6 +10,9 @@ SCALARIZATIONS = ('penalty', 'convex')
 PRUNE = ('none', 'after', 'epoch', 'batch')
 SCHEDULES = ('constant', 'logistic_drop', 'inverse_time')
 COMPUTE_DTYPES = ('float32', 'bfloat16')
+PARALLEL = ('auto', 'members', 'data')
+SEARCHES = ('none', 'grid', 'dichotomic', 'stochastic_dichotomic', 'bisection')
+SELECT_ON = ('val', 'test')
 
 # From hardly any regularization to far beyond the knee.
 DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3)
@@ -17,7 +20,7 @@ DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A run: one network for each pair of an l1 weight and a seed.
+  """A run: one network for each pair of an l1 weight and a seed, or a search.
 
   The defaults are the paper's for LeNet-5 (section 6.1, and the authors' code
   where the paper is silent), on the digits that come with the extra `[train]`.
@@ -59,6 +62,13 @@ class Config:
   drop_remainder: bool = False
   epochs: int = 30
   seed: tuple[int, ...] = (0,)
+  parallel: str = 'auto'
+  search: str = 'none'
+  search_range: tuple[float, ...] = (1e-5, 1e-2)
+  search_epochs: int | None = None
+  levels: int | None = None
+  max_runs: int = 20
+  select_on: str = 'val'
 
   def __post_init__(self):
     for name, choices in (
@@ -67,6 +77,9 @@ class Config:
       ('prune', PRUNE),
       ('schedule', SCHEDULES),
       ('compute_dtype', COMPUTE_DTYPES),
+      ('parallel', PARALLEL),
+      ('search', SEARCHES),
+      ('select_on', SELECT_ON),
     ):
       value = getattr(self, name)
       if value not in choices:
@@ -87,7 +100,13 @@ class Config:
       value = getattr(self, name)
       if value < 1:
         raise ValueError(f'{name}={value}: expected an integer >= 1.')
-    for name, least in (('train_size', 1), ('val_size', 0)):
+    for name, least in (
+      ('train_size', 1),
+      ('val_size', 0),
+      ('search_epochs', 1),
+      ('levels', 1),
+      ('max_runs', 2),
+    ):
       value = getattr(self, name)
       if value is not None and value < least:
         raise ValueError(f'{name}={value}: expected an integer >= {least}.')
@@ -96,6 +115,8 @@ class Config:
       if value is not None and not 0 <= value <= most:
         raise ValueError(f'{name}={value}: expected a number in [0, {most}].')
     self._check_population()
+    if self.is_search:
+      self._check_search()
 
   def _check_population(self):
     for name in ('l1', 'seed'):
@@ -124,6 +145,43 @@ class Config:
       )
     if any(not 0 <= v < math.inf for v in self.l1):
       raise ValueError(f'l1={text}: expected numbers >= 0.')
+
+  def _check_search(self):
+    if self.is_multiobjective:
+      raise ValueError(
+        f'search={self.search}: {self.optimizer} finds its own weights at '
+        f'every step; expected one of {", ".join(WEIGHTED_SUM)}.'
+      )
+    if self.l1 is not None:
+      text = ','.join(f'{v:g}' for v in self.l1)
+      raise ValueError(
+        f'l1={text}: expected no l1 with search={self.search}, which tries '
+        'weights in search_range.'
+      )
+    if self.search == 'grid' and self.levels is not None:
+      raise ValueError(
+        f'levels={self.levels}: expected no levels with search=grid, which has '
+        'one.'
+      )
+    text = ','.join(f'{v:g}' for v in self.search_range)
+    wanted = 'expected two numbers, the first one smaller and'
+    is_log = self.search in ('grid', 'bisection')  # halves by ratios
+    if len(self.search_range) != 2:
+      raise ValueError(f'search_range={text}: {wanted} >= 0.')
+    low, high = self.search_range
+    if not 0 <= low < high < math.inf or (is_log and low == 0):
+      raise ValueError(
+        f'search_range={text}: {wanted} {"positive" if is_log else ">= 0"}.'
+      )
+    if self.scalarization == 'convex' and high > 1:
+      raise ValueError(
+        f'search_range={text}: expected numbers up to 1 with '
+        'scalarization=convex.'
+      )
+
+  @property
+  def is_search(self) -> bool:
+    return self.search != 'none'
 
   @property
   def is_multiobjective(self) -> bool:

@@ -3,7 +3,8 @@
 Members differ in the l1 weight and in the seed. Every leaf of their state has
 two leading axes, `[S, L]` for S seeds and L weights: members of one seed start
 alike and see the same batches. An epoch is one program, `lax.scan` over steps
-inside `pmap` over devices, which split each batch.
+inside `pmap` over devices, which split each batch, or have a share of the
+members each: see `mopt.training.layout`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
 from mopt.training.batches import Batches
 from mopt.training.batches import make_batches
+from mopt.training.batches import spread
 from mopt.training.batches import steps_per_epoch
 from mopt.training.batches import stream
 from mopt.training.config import Config
@@ -30,8 +32,9 @@ from mopt.training.data import normalise
 from mopt.training.data import Split
 from mopt.training.evaluation import Evaluation
 from mopt.training.evaluation import make_evaluate
-from mopt.training.evaluation import over_members
 from mopt.training.evaluation import score
+from mopt.training.layout import Layout
+from mopt.training.layout import make_layout
 
 PyTree = Any
 _Array = jax.Array | np.ndarray
@@ -39,11 +42,11 @@ _AXIS = 'devices'
 
 
 class State(NamedTuple):
-  """A population between two epochs."""
+  """A population between two epochs; `Layout` says what its axes are."""
 
-  params: PyTree  # Leaves [S, L, ...].
+  params: PyTree  # Leaves [S, L, ...] or [D, s, l, ...].
   model_state: PyTree  # Other variables, such as {'batch_stats': ...}; ditto.
-  opt_state: optax.OptState  # Leaves [S, L, ...].
+  opt_state: optax.OptState  # Ditto.
 
   @property
   def variables(self) -> PyTree:
@@ -67,13 +70,22 @@ class Metrics(NamedTuple):
   accuracy: _Array
 
 
+class Complexity(NamedTuple):
+  """Of the dense kernels; leaves `[S, L]`."""
+
+  nonzeros: mopt.NonzeroCount
+  l1_norm: _Array
+
+
 class Program(NamedTuple):
   """The compiled functions of a run."""
 
+  layout: Layout
   init: Callable[[], State]
   prune: Callable[[State], State]
   epoch: Callable[[State, int], tuple[State, Metrics]]
   evaluate: Callable[[State, str], Evaluation]
+  complexity: Callable[[State], Complexity]
 
 
 def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
@@ -115,34 +127,42 @@ def make_program(
       `train=True` for training. If it has a field `axis_name`, as
       `models.vgg.VGG` has, that is set to the axis of the devices.
     data: the data set.
-    devices: what each batch is split over; all local ones by default. The
-      batch need not divide by their number.
+    devices: what members are spread over or each batch is split over; all
+      local ones by default. Neither need divide by their number.
 
   Returns:
     A `Program`. `init()` gives networks before any pruning, and `prune(state)`
     does what comes before training and after it. `epoch(state, number)` takes
     epochs from 0 and consumes its state; `evaluate(state, split)` takes
-    `'train'`, `'val'` or `'test'`.
+    `'train'`, `'val'` or `'test'`, and `complexity(state)` counts. Metrics,
+    scores and counts are `[S, L]` in NumPy, whatever the layout.
 
   Raises:
     ValueError: for a batch larger than the data, or a model that does not fit
       the pictures.
   """
-  devices = list(devices or jax.local_devices())
+  layout = make_layout(config, list(devices or jax.local_devices()))
+  devices = layout.devices
   steps = steps_per_epoch(config, len(data.train.labels))
+  # Over what gradients are averaged.
+  axis = None if layout.is_spread else _AXIS
   if hasattr(model, 'axis_name'):
-    model = model.clone(axis_name=_AXIS)
+    model = model.clone(axis_name=axis)
   # Placed once and where pmap wants it: a state that is not compiles anew.
   mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
-  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  place = functools.partial(jax.device_put, device=replicated)
+  to = lambda *axes: functools.partial(
+    jax.device_put,
+    device=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)),
+  )
+  place = to(_AXIS) if layout.is_spread else to()
   streamed = must_stream(config, data, devices)
   splits = {'train': data.train, 'val': data.val, 'test': data.test}
   if not streamed:
-    splits = place(splits)
-  seeds = jnp.array(config.seed, jnp.int32)
+    splits = to()(splits)
+  all_seeds = jnp.array(config.seed, jnp.int32)
   # The multiobjective optimizers find their weights: theirs is not read.
-  l1 = place(jnp.array([v or 0.0 for v in config.l1_values], jnp.float32))
+  l1_values = np.array([v or 0.0 for v in config.l1_values], np.float32)
+  l1 = place(layout.weights(l1_values))
 
   def init_member(seed, l1):
     key = jax.random.fold_in(jax.random.key(seed), 0)
@@ -158,11 +178,19 @@ def make_program(
   )
   def init():
     over_l1 = jax.vmap(init_member, in_axes=(None, 0))
-    return jax.vmap(over_l1, in_axes=(0, None))(seeds, l1)
+    over_seeds = jax.vmap(over_l1, in_axes=(0, None))
+    over_all = jax.vmap(over_seeds) if layout.is_spread else over_seeds
+    return over_all(layout.seeds(np.array(config.seed, np.int32)), l1)
+
+  prune = jax.jit(
+    layout.over_members(functools.partial(optimizer_lib.prune, config))
+  )
 
   @jax.jit
-  def prune(params):
-    return over_members(functools.partial(optimizer_lib.prune, config))(params)
+  @layout.over_members
+  def complexity(params):
+    nonzeros = mopt.count_nonzero(params, mopt.dense_kernels)
+    return Complexity(nonzeros, mopt.l1_norm(params, mopt.dense_kernels))
 
   @jax.jit
   def draw(number):
@@ -174,22 +202,27 @@ def make_program(
       order = jax.random.permutation(order_key, len(data.train.labels))
       return order, noise_key
 
-    return jax.vmap(draw_member)(seeds)
+    return jax.vmap(draw_member)(all_seeds)
 
+  own = 0 if layout.is_spread else None
   train = jax.pmap(
-    functools.partial(_train, config, model, data.mean, data.std, steps),
+    functools.partial(_train, config, model, data.mean, data.std, steps, axis),
     axis_name=_AXIS,
     # A part of an epoch that is sent has its share for each device.
-    in_axes=(None, None, None, 0 if streamed else None, 0),
-    out_axes=None,
+    in_axes=(own, own, own, 0 if streamed else None, 0),
+    out_axes=own,
     devices=devices,
     donate_argnums=0,
   )
 
   def epoch(state, number):
     orders, noise = draw(number)
-    batches = make_batches(config, np.asarray(orders), len(devices))
-    noise = place(noise)
+    if layout.is_spread:
+      batches = make_batches(config, np.asarray(orders), 1)
+      batches = spread(batches, layout)
+    else:
+      batches = make_batches(config, np.asarray(orders), len(devices))
+    noise = place(layout.seeds(noise))
     whole = [(splits['train'], batches)]
     parts = stream(data.train, batches) if streamed else whole
     metrics: list[Metrics] = []
@@ -198,14 +231,16 @@ def make_program(
       jax.block_until_ready(metrics[-1:])
       state, part_metrics = train(state, l1, noise, split, part)
       metrics.append(part_metrics)
-    return state, _over_epoch(metrics, np.asarray(batches.size[0]))
+    return state, _over_epoch(metrics, np.asarray(batches.size[0]), layout)
 
-  evaluate = make_evaluate(model, data, splits, devices, streamed)
+  evaluate = make_evaluate(model, data, splits, layout, streamed)
   return Program(
+    layout=layout,
     init=lambda: place(init()),
     prune=lambda s: place(s._replace(params=prune(s.params))),
     epoch=epoch,
     evaluate=lambda state, split: evaluate(state.variables, split),
+    complexity=lambda state: layout.collect(complexity(state.params)),
   )
 
 
@@ -215,6 +250,7 @@ def _train(
   mean: float,
   std: float,
   steps: int,
+  axis: str | None,
   state: State,
   l1: jax.Array,
   noise: jax.Array,
@@ -224,12 +260,13 @@ def _train(
   """Consecutive steps on one device; metrics are `[steps, S, L]`.
 
   `noise` are keys `[S]` for what is random within an epoch: augmentation and
-  dropout. Members of one seed share it.
+  dropout. Members of one seed share it. `axis` is that of the devices which
+  split each batch, `None` if this one has the whole batch.
   """
   augmentation = Augmentation(*config.augmentation)
-  device = jax.lax.axis_index(_AXIS)
+  device = 0 if axis is None else jax.lax.axis_index(axis)
   over_l1 = jax.vmap(
-    functools.partial(_step, config, model, steps),
+    functools.partial(_step, config, model, steps, axis),
     in_axes=(0, 0, None, None, None, None),
   )
   over_seeds = jax.vmap(over_l1, in_axes=(0, None, 0, 0, None, None))
@@ -253,6 +290,7 @@ def _step(
   config: Config,
   model: nn.Module,
   steps: int,
+  axis: str | None,
   state: State,
   l1: jax.Array,
   batch: Split,
@@ -265,7 +303,7 @@ def _step(
   `count` is 1 for examples and 0 for filling, `batch_size` the number of
   examples on all devices.
   """
-  num_devices = jax.lax.psum(1, _AXIS)
+  num_devices = 1 if axis is None else jax.lax.axis_size(axis)
 
   def conv_penalty(params):
     return config.conv_l2 * mopt.l2_norm_squared(params, mopt.conv_kernels)
@@ -292,11 +330,13 @@ def _step(
   )
   (values, (aux, _)), grads = grad_fn(state.params, batch)
   model_state, *sums = aux
-  # Before the update: the weights are not linear in the gradients.
-  values, grads, model_state = jax.lax.pmean(
-    (values, grads, model_state), _AXIS
-  )
-  ce, correct = jax.lax.psum(sums, _AXIS)
+  if axis is not None:
+    # Before the update: the weights are not linear in the gradients.
+    values, grads, model_state = jax.lax.pmean(
+      (values, grads, model_state), axis
+    )
+    sums = jax.lax.psum(sums, axis)
+  ce, correct = sums
   optimizer = optimizer_lib.make_optimizer(config, steps, l1)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -322,11 +362,21 @@ def _step(
   )
 
 
-def _over_epoch(parts: Sequence[Metrics], sizes: np.ndarray) -> Metrics:
-  """From the metrics of parts of an epoch, `[steps, S, L]`, to its own."""
+def _over_epoch(
+  parts: Sequence[Metrics], sizes: np.ndarray, layout: Layout
+) -> Metrics:
+  """From the metrics of parts of an epoch to its own, `[S, L]`.
+
+  Those of parts are `[steps, S, L]`, or `[D, steps, s, l]` of spread members.
+  """
   metrics = jax.tree.map(
-    lambda *x: np.concatenate(x), *jax.device_get(list(parts))
+    lambda *x: np.concatenate(x, axis=-3), *jax.device_get(list(parts))
   )
+  if layout.is_spread:
+    steps_last = jax.tree.map(lambda x: np.moveaxis(x, 1, -1), metrics)
+    metrics = jax.tree.map(
+      lambda x: np.moveaxis(x, -1, 0), layout.collect(steps_last)
+    )
   means = jax.tree.map(lambda x: x.mean(axis=0, dtype=np.float64), metrics)
   # Scores are summed over a step, the others are its values.
   examples = sizes.sum()

@@ -1,6 +1,6 @@
 """How good networks are on a whole split, exactly and for any size of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import optax
 from mopt.training.data import Dataset
 from mopt.training.data import normalise
 from mopt.training.data import Split
+from mopt.training.layout import Layout
 
 PyTree = Any
 _AXIS = 'devices'
@@ -26,11 +27,6 @@ class Evaluation(NamedTuple):
 
   ce: np.ndarray
   accuracy: np.ndarray
-
-
-def over_members(function: Callable) -> Callable:
-  """Maps a function of one member over the axes `[S, L]` of its arguments."""
-  return jax.vmap(jax.vmap(function))
 
 
 def score(
@@ -48,7 +44,7 @@ def make_evaluate(
   model: nn.Module,
   data: Dataset,
   splits: Mapping[str, Split],
-  devices: Sequence[jax.Device],
+  layout: Layout,
   streamed: bool,
 ) -> Callable[[PyTree, str], Evaluation]:
   """Makes the function that scores a population.
@@ -57,26 +53,28 @@ def make_evaluate(
     model: see `mopt.training.epoch.make_program`.
     data: for mean and standard deviation of the pixels.
     splits: `data`'s, on the devices unless they are streamed.
-    devices: each takes a share of the batches.
+    layout: of the population; devices that do not have members of their own
+      take a share of the batches.
     streamed: whether pictures are sent a part of a split at a time.
 
   Returns:
-    A function of variables, with leaves `[S, L, ...]`, and the name of a split.
+    A function of the variables of a population and the name of a split.
   """
+  axis, own, share = (None, 0, None) if layout.is_spread else (_AXIS, None, 0)
+  num_shares = 1 if layout.is_spread else len(layout.devices)
   sums_on_devices = jax.pmap(
-    functools.partial(_sums, model, data.mean, data.std),
+    functools.partial(_sums, model, data.mean, data.std, axis),
     axis_name=_AXIS,
-    in_axes=(None, None, 0, 0),
-    out_axes=None,
-    devices=devices,
+    in_axes=(own, None, share, share),
+    out_axes=own,
+    devices=layout.devices,
   )
 
   def evaluate(variables, name):
     split = splits[name]
     total = len(split.labels)
     if not total:
-      members = jax.tree.leaves(variables)[0].shape[:2]
-      nothing = np.full(members, np.nan, np.float32)
+      nothing = np.full(layout.size, np.nan, np.float32)
       return Evaluation(nothing, nothing)
     size = _STREAMED if streamed else total
     ce, correct = np.zeros(()), np.zeros(())
@@ -85,9 +83,11 @@ def make_evaluate(
       part = (
         Split(*(x[start : start + size] for x in split)) if streamed else split
       )
-      places, counts = _batches(len(part.labels), len(devices))
-      scores = sums_on_devices(variables, part, places, counts)
-      ce, correct = ce + np.asarray(scores[0]), correct + np.asarray(scores[1])
+      batches = _batches(len(part.labels), num_shares)
+      if layout.is_spread:
+        batches = tuple(x[0] for x in batches)
+      scores = layout.collect(sums_on_devices(variables, part, *batches))
+      ce, correct = ce + scores[0], correct + scores[1]
     return Evaluation(ce / total, correct / total)
 
   return evaluate
@@ -108,12 +108,13 @@ def _sums(
   model: nn.Module,
   mean: float,
   std: float,
+  axis: str | None,
   variables: PyTree,
   split: Split,
   places: jax.Array,
   counts: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Scores summed over a split, of which each device takes some batches."""
+  """Scores summed over a split, and over devices that take some batches."""
 
   def batch_sums(batch):
     indices, count = batch
@@ -123,7 +124,8 @@ def _sums(
       logits: Any = model.apply(variables, images)
       return score(logits, split.labels[indices], count)
 
-    return over_members(member_sums)(variables)
+    return jax.vmap(jax.vmap(member_sums))(variables)
 
   sums = jax.lax.map(batch_sums, (places, counts))
-  return jax.lax.psum(jax.tree.map(lambda x: x.sum(axis=0), sums), _AXIS)
+  sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
+  return sums if axis is None else jax.lax.psum(sums, axis)

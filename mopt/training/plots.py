@@ -8,26 +8,38 @@ import matplotlib
 from matplotlib import colors
 from matplotlib import figure
 from matplotlib import ticker
+import numpy as np
 
 from mopt.training.results import is_collapsed
+from mopt.training.results import SPLIT_NAMES
 
 # viridis is readable for the colour-blind and in grey.
 _COLORMAP = matplotlib.colormaps['viridis']
 
 
 def plot_front(
-  path: str | os.PathLike, rows: Sequence[dict[str, Any]], title: str
+  path: str | os.PathLike,
+  rows: Sequence[dict[str, Any]],
+  title: str,
+  split: str = 'test',
+  retrained: Sequence[dict[str, Any]] = (),
 ) -> None:
-  """Draws test accuracy against nonzeros, the front and its knee.
+  """Draws accuracy against nonzeros, the front and its knee.
+
+  Dots are filled if nothing dominates them. Where a weight has several seeds, a
+  cross spans all of them.
 
   Args:
     path: of the .png file.
     rows: of results.csv, with `pareto` and `knee` set.
     title: above the axes.
+    split: whose accuracy is drawn: `'train'`, `'val'` or `'test'`.
+    retrained: rows of networks that were trained longer, drawn as stars.
   """
   alive = [row for row in rows if not is_collapsed(row)]
   picture = figure.Figure(figsize=(6.4, 4.4), layout='constrained', dpi=150)
   axes = picture.add_subplot()
+  accuracy = lambda row: 100 * row[f'acc_{split}']
   weights = [row['l1'] for row in alive if row['l1']]
   norm = None
   if weights:
@@ -48,15 +60,17 @@ def plot_front(
   )
   axes.plot(
     [row['nonzeros'] for row in front],
-    [100 * row['acc_test'] for row in front],
+    [accuracy(row) for row in front],
     color='0.75',
     linewidth=1,
     zorder=1,
   )
+  for group in _by_weight(alive):
+    _cross(axes, group, accuracy, color(group[0]))
   for row in alive:
     axes.scatter(
       row['nonzeros'],
-      100 * row['acc_test'],
+      accuracy(row),
       s=46,
       facecolor=color(row) if row['pareto'] else 'none',
       edgecolor=color(row),
@@ -66,7 +80,7 @@ def plot_front(
     if row['knee']:
       axes.scatter(
         row['nonzeros'],
-        100 * row['acc_test'],
+        accuracy(row),
         s=190,
         facecolor='none',
         edgecolor='black',
@@ -74,12 +88,23 @@ def plot_front(
         zorder=3,
       )
       axes.annotate(
-        f'knee: {row["nonzeros"]:,} nonzeros, {100 * row["acc_test"]:.1f} %',
-        (row['nonzeros'], 100 * row['acc_test']),
+        f'knee: {row["nonzeros"]:,} nonzeros, {accuracy(row):.1f} %',
+        (row['nonzeros'], accuracy(row)),
         xytext=(14, -22),
         textcoords='offset points',
         arrowprops={'arrowstyle': '-', 'color': '0.4'},
       )
+  if retrained:
+    axes.scatter(
+      [row['nonzeros'] for row in retrained],
+      [accuracy(row) for row in retrained],
+      s=90,
+      marker='*',
+      color='black',
+      zorder=4,
+      label=f'trained in full, {len(retrained)} seed(s)',
+    )
+    axes.legend(loc='lower right', fontsize='small')
   if norm is not None:
     scale = matplotlib.cm.ScalarMappable(norm, _COLORMAP)
     picture.colorbar(scale, ax=axes, label='l1 weight')
@@ -87,16 +112,68 @@ def plot_front(
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:,.0f}'))
   axes.xaxis.set_minor_formatter(ticker.NullFormatter())
   axes.set_xlabel('nonzero weights in the dense layers')
-  axes.set_ylabel('test accuracy (%)')
+  axes.set_ylabel(f'{SPLIT_NAMES[split]} accuracy (%)')
   axes.set_title(title, fontsize='medium')
   axes.grid(alpha=0.3)
   failed = len(rows) - len(alive)
   if failed:
     axes.text(
-      0.98,
       0.02,
+      0.98,
       f'{failed} collapsed, not shown',
-      horizontalalignment='right',
+      verticalalignment='top',
       transform=axes.transAxes,
     )
+  picture.savefig(path)
+
+
+def _by_weight(rows) -> list[list[dict[str, Any]]]:
+  """Rows of each weight that has more than one."""
+  groups: dict[float | None, list[dict[str, Any]]] = {}
+  for row in rows:
+    groups.setdefault(row['l1'], []).append(row)
+  return [group for group in groups.values() if len(group) > 1]
+
+
+def _cross(axes, group, accuracy, color) -> None:
+  """Error bars from the least to the largest of a group, at its medians."""
+  x = np.array([row['nonzeros'] for row in group], float)
+  y = np.array([accuracy(row) for row in group])
+  span = lambda v: [[np.median(v) - v.min()], [v.max() - np.median(v)]]
+  axes.errorbar(
+    np.median(x),
+    np.median(y),
+    xerr=span(x),
+    yerr=span(y),
+    color=color,
+    linewidth=1,
+    capsize=2,
+    zorder=1,
+  )
+
+
+def plot_search(
+  path: str | os.PathLike, hypervolumes: Sequence[float], title: str
+) -> None:
+  """Draws how the hypervolume grows with the number of trainings.
+
+  Args:
+    path: of the .png file.
+    hypervolumes: after the first training, the second one, and so on.
+    title: above the axes.
+  """
+  picture = figure.Figure(figsize=(6.4, 4.0), layout='constrained', dpi=150)
+  axes = picture.add_subplot()
+  axes.step(
+    range(1, len(hypervolumes) + 1),
+    hypervolumes,
+    where='post',
+    marker='o',
+    color=_COLORMAP(0.3),
+  )
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+  axes.set_xlabel('trainings')
+  axes.set_ylabel('hypervolume in (error, ln nonzeros)')
+  axes.set_title(title, fontsize='medium')
+  axes.grid(alpha=0.3)
   picture.savefig(path)

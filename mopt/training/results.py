@@ -19,6 +19,8 @@ from mopt.training.data import normalise
 
 PyTree = Any
 
+SPLIT_NAMES = {'train': 'training', 'val': 'validation', 'test': 'test'}
+
 
 class Network(NamedTuple):
   """A trained network, as `load` returns it."""
@@ -132,7 +134,7 @@ def mark_front(rows: Sequence[dict[str, Any]], split: str) -> None:
 
   Args:
     rows: changed in place. Collapsed members are left out.
-    split: whose accuracy selects: `'val'`, or `'train'` where there is none.
+    split: whose accuracy selects: `'train'`, `'val'` or `'test'`.
   """
   alive = [row for row in rows if not is_collapsed(row)]
   points = [(1 - row[f'acc_{split}'], row['nonzeros']) for row in alive]

@@ -31,7 +31,8 @@ from mopt.training import results
 from mopt.training.batches import steps_per_epoch
 from mopt.training.config import Config
 from mopt.training.data import Dataset
-from mopt.training.evaluation import over_members
+from mopt.training.evaluation import Evaluation
+from mopt.training.layout import Layout
 
 
 def run(
@@ -70,21 +71,11 @@ def run(
   console = console or Console()
   workdir = pathlib.Path(workdir)
   epoch_lib.check_fit(config, model, data)
-  program = epoch_lib.make_program(config, model, data, devices)
-  about = dataclasses.asdict(config) | {'environment': _environment()}
+  about = dataclasses.asdict(config) | {'environment': environment()}
   results.write_json(workdir / 'config.json', about)
-  members = [(l1, seed) for seed in config.seed for l1 in config.l1_values]
-  console.print(
-    f'{len(members)} x {config.model} on {data.name} '
-    f'({len(data.train.labels):,} training examples), {config.optimizer} -> '
-    f'{workdir}',
-    soft_wrap=True,
-  )
-  state = _train(config, data, program, members, workdir, console)
-  rows = _rows(members, data, program, state)
-  split = 'val' if len(data.val.labels) else 'train'
+  rows = train_members(config, model, data, workdir, devices, console)
+  split = selection_split(config, data)
   results.mark_front(rows, split)
-  _save_members(workdir / 'members', config, data, members, state)
   results.write_csv(workdir / 'results.csv', rows)
   # Imported late: matplotlib takes a second, which --help would wait for.
   from mopt.training import plots
@@ -93,17 +84,61 @@ def run(
     workdir / 'front.png',
     rows,
     f'{config.model} on {data.name}, {config.optimizer}: '
-    f'knee and front by {_SPLIT_NAMES[split]} error',
+    f'knee and front by {results.SPLIT_NAMES[split]} error',
   )
   seconds = round(time.perf_counter() - start, 1)
   results.write_json(workdir / 'config.json', about | {'seconds': seconds})
-  console.print(_table(rows, split))
+  console.print(table(rows, split))
   console.print(
     f'{seconds:.0f} s; {workdir}/front.png, results.csv, metrics.jsonl, '
     'members/',
     soft_wrap=True,
   )
   return rows
+
+
+def selection_split(config: Config, data: Dataset) -> str:
+  """The split whose error chooses front and knee."""
+  if config.select_on == 'test':
+    return 'test'
+  return 'val' if len(data.val.labels) else 'train'
+
+
+def train_members(
+  config: Config,
+  model: nn.Module,
+  data: Dataset,
+  workdir: pathlib.Path,
+  devices: Sequence[jax.Device] | None,
+  console: Console,
+  splits: Sequence[str] = ('train', 'val', 'test'),
+) -> list[dict[str, Any]]:
+  """Trains a population, with logs and `members/` in `workdir`.
+
+  Returns:
+    The columns of results.csv but for the front's, of the pruned networks; NaN
+    for scores on other than `splits`.
+  """
+  program = epoch_lib.make_program(config, model, data, devices)
+  members = [(l1, seed) for seed in config.seed for l1 in config.l1_values]
+  console.print(
+    f'{len(members)} x {config.model} on {data.name} '
+    f'({len(data.train.labels):,} training examples), {config.optimizer}, '
+    f'{_devices(program.layout)} -> {workdir}',
+    soft_wrap=True,
+  )
+  state = _train(config, data, program, members, workdir, console)
+  rows = _rows(members, program, state, splits)
+  variables = program.layout.collect(state.variables)
+  _save_members(workdir / 'members', config, data, members, variables)
+  return rows
+
+
+def _devices(layout: Layout) -> str:
+  number = len(layout.devices)
+  use = 'members on' if layout.is_spread else 'batches on'
+  kind = layout.devices[0].platform.upper()
+  return f'{use} {number} {kind} device{"s" if number > 1 else ""}'
 
 
 def _train(
@@ -117,10 +152,12 @@ def _train(
   """All epochs, with progress and logs; returns the pruned networks."""
   steps = steps_per_epoch(config, len(data.train.labels))
   rate = optimizer_lib.learning_rate(config, steps)
+  layout = program.layout
 
   def log_histograms(epoch, when, state):
     head = {'epoch': epoch, 'when': when}
-    records = _histogram_records(members, head, state.params)
+    params = layout.collect(state.params)
+    records = _histogram_records(members, head, params)
     results.append_jsonl(workdir / 'histograms.jsonl', records)
 
   state = program.init()
@@ -132,7 +169,7 @@ def _train(
     for number in range(config.epochs):
       state, metrics = program.epoch(state, number)
       val = program.evaluate(state, 'val')
-      counts = jax.device_get(_count_dense(state.params))
+      counts = program.complexity(state)
       if (number + 1) % 5 == 0 and number + 1 < config.epochs:
         log_histograms(number + 1, 'epoch', state)
       head = {
@@ -154,17 +191,8 @@ def _train(
   return state
 
 
-_SPLIT_NAMES = {'val': 'validation', 'train': 'training'}
-
-
-@jax.jit
-@over_members
-def _count_dense(params):
-  counts = mopt.count_nonzero(params, mopt.dense_kernels)
-  return counts, mopt.l1_norm(params, mopt.dense_kernels)
-
-
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+  """What a run depends on besides its settings."""
   return {
     'mopt': mopt.__version__,
     'jax': jax.__version__,
@@ -218,7 +246,7 @@ def _summary(metrics, val, counts) -> str:
   return (
     f'loss {_range(metrics.ce, ".3f")}  '
     f'{"val" if has_val else "train"} accuracy {_range(accuracy, ".3f")}  '
-    f'nonzeros {_range(counts[0].total, ",")}'
+    f'nonzeros {_range(counts.nonzeros.total, ",")}'
   )
 
 
@@ -258,16 +286,19 @@ def _histogram_records(members, head, params) -> list[dict[str, Any]]:
 
 
 def _by_member(tree) -> Iterator[Any]:
-  """The tree of each member, seeds outermost, in NumPy."""
-  leaves, structure = jax.tree.flatten(jax.device_get(tree))
+  """The tree of each member, from leaves `[S, L, ...]` in NumPy."""
+  leaves, structure = jax.tree.flatten(tree)
   flat = (x.reshape(-1, *x.shape[2:]) for x in leaves)
   return (jax.tree.unflatten(structure, member) for member in zip(*flat))
 
 
-def _rows(members, data: Dataset, program, state) -> list[dict[str, Any]]:
-  """The columns of results.csv but for the front's, of the pruned networks."""
-  nonzeros, l1_norm = _count_dense(state.params)
-  scores = {s: program.evaluate(state, s) for s in ('train', 'val', 'test')}
+def _rows(members, program, state, splits) -> list[dict[str, Any]]:
+  nonzeros, l1_norm = program.complexity(state)
+  unknown = Evaluation(*[np.full(program.layout.size, np.nan)] * 2)
+  scores = {
+    s: program.evaluate(state, s) if s in splits else unknown
+    for s in results.SPLIT_NAMES
+  }
   columns = {f'ce_{split}': score.ce for split, score in scores.items()}
   columns |= {'l1_norm': l1_norm, 'nonzeros': nonzeros.total}
   columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
@@ -279,9 +310,9 @@ def _rows(members, data: Dataset, program, state) -> list[dict[str, Any]]:
   ]
 
 
-def _save_members(folder, config: Config, data: Dataset, members, state):
+def _save_members(folder, config: Config, data: Dataset, members, variables):
   folder.mkdir()
-  for (l1, seed), member in zip(members, _by_member(state.variables)):
+  for (l1, seed), member in zip(members, _by_member(variables)):
     weight = config.optimizer if l1 is None else f'l1_{l1:g}'
     results.save(
       folder / f'{weight}_seed_{seed}.npz',
@@ -296,22 +327,24 @@ def _save_members(folder, config: Config, data: Dataset, members, state):
     )
 
 
-def _table(rows: Sequence[dict[str, Any]], split: str) -> Table:
-  table = Table(
+def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
+  """Rows of results.csv for people."""
+  name = results.SPLIT_NAMES[split]
+  page = Table(
     box=box.SIMPLE_HEAD,
-    caption=f'front and knee: ({_SPLIT_NAMES[split]} error, log nonzeros)',
+    caption=f'front and knee: ({name} error, log nonzeros)',
   )
   for column in ('l1', 'seed', 'l1 norm', 'nonzeros', 'train', 'val', 'test'):
-    table.add_column(column, justify='right')
-  table.add_column('')
+    page.add_column(column, justify='right')
+  page.add_column('')
   for row in rows:
     notes = [
       'collapsed' if results.is_collapsed(row) else '',
       'front' if row['pareto'] and not row['knee'] else '',
       'knee' if row['knee'] else '',
     ]
-    table.add_row(
-      'found' if row['l1'] is None else f'{row["l1"]:g}',
+    page.add_row(
+      'found' if row['l1'] is None else f'{row["l1"]:.4g}',
       str(row['seed']),
       f'{row["l1_norm"]:.1f}',
       f'{row["nonzeros"]:,}',
@@ -319,7 +352,7 @@ def _table(rows: Sequence[dict[str, Any]], split: str) -> Table:
       ', '.join(filter(None, notes)),
       style='bold' if row['knee'] else '',
     )
-  return table
+  return page
 
 
 def _percent(value: float) -> str:

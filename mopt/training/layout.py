@@ -1,0 +1,96 @@
+"""Which device trains which members of a population.
+
+Either members are spread over the devices, which then have nothing to tell
+each other, or every device has all members and a share of each batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mopt.training.config import Config
+
+PyTree = Any
+
+
+class Layout(NamedTuple):
+  """A population of S seeds times L weights on D devices.
+
+  Its arrays begin with the axes `[S, L]`, or `[D, s, l]` if it is spread: then
+  a device has s of the seeds times l of the weights.
+  """
+
+  devices: tuple[jax.Device, ...]  # D
+  size: tuple[int, int]  # S and L.
+  grid: tuple[int, int] | None  # Into how many seeds and weights are cut.
+
+  @property
+  def is_spread(self) -> bool:
+    return self.grid is not None
+
+  def over_members(self, function: Callable) -> Callable:
+    """Maps a function of one member over the first axes of its arguments."""
+    function = jax.vmap(jax.vmap(function))
+    return jax.vmap(function) if self.is_spread else function
+
+  def seeds(self, of_seed: Any) -> Any:
+    """From `[S, ...]` to `[D, s, ...]` if members are spread."""
+    return self._cut(of_seed, 0)
+
+  def weights(self, of_weight: Any) -> Any:
+    """From `[L, ...]` to `[D, l, ...]` if members are spread."""
+    return self._cut(of_weight, 1)
+
+  def _cut(self, values: Any, axis: int) -> Any:
+    if self.grid is None:
+      return values
+    length, parts = self.size[axis], self.grid[axis]
+    share = -(-length // parts)
+    # What is left over is filled up by the last one, whose copies are ignored.
+    chosen = np.minimum(np.arange(parts * share), length - 1)
+    device = np.arange(len(self.devices))
+    part = device % parts if axis else device // self.grid[1]
+    return values[chosen.reshape(parts, share)[part]]
+
+  def collect(self, tree: PyTree) -> PyTree:
+    """From leaves of a population to NumPy, `[S, L, ...]`."""
+    tree = jax.device_get(tree)
+    if self.grid is None:
+      return tree
+    rows, columns = self.grid
+
+    def join(x):
+      seeds, weights, *rest = x.shape[1:]
+      x = x.reshape(rows, columns, seeds, weights, *rest).swapaxes(1, 2)
+      x = x.reshape(rows * seeds, columns * weights, *rest)
+      return x[: self.size[0], : self.size[1]]
+
+    return jax.tree.map(join, tree)
+
+
+def make_layout(config: Config, devices: Sequence[jax.Device]) -> Layout:
+  """Spreads members over devices, or lets the devices share each batch.
+
+  With `parallel='auto'` members are spread; a single one has all devices for
+  its batches, but on CPUs, where two halves of a small batch take longer than
+  the whole. Members use no more devices than make them faster.
+  """
+  size = len(config.seed), len(config.l1_values)
+  is_single = size == (1, 1) and devices[0].platform != 'cpu'
+  if config.parallel == 'data' or (config.parallel == 'auto' and is_single):
+    return Layout(tuple(devices), size, None)
+
+  def cost(grid):
+    share = [-(-n // parts) for n, parts in zip(size, grid)]
+    # Members of one seed have their batches in common: weights stay together.
+    return share[0] * share[1], grid[0] * grid[1], grid[1]
+
+  grids = [
+    (rows, columns)
+    for rows in range(1, min(size[0], len(devices)) + 1)
+    for columns in range(1, min(size[1], len(devices) // rows) + 1)
+  ]
+  grid = min(grids, key=cost)
+  return Layout(tuple(devices[: grid[0] * grid[1]]), size, grid)
