@@ -35,6 +35,12 @@ from mopt.pareto import nondominated
 # Relative distance up to which two weights are the same.
 _SAME = 1e-6
 
+# How wide a gap between two weights is, and its middle.
+_SPACINGS = {
+  'log': (lambda a, b: b / a, lambda a, b: math.sqrt(a) * math.sqrt(b)),
+  'linear': (lambda a, b: b - a, lambda a, b: 0.5 * (a + b)),
+}
+
 
 class Trial(NamedTuple):
   """A weight, and the objectives of what it led to."""
@@ -104,7 +110,8 @@ def dichotomic(
   That is the slope of the line through them. Where subproblems are solved
   exactly, the new point is below that line or proves that there is none.
   Between stochastic solutions slopes repeat or leave the range, and the
-  search ends early: see `stochastic_dichotomic`.
+  search ends early: see `stochastic_dichotomic`. Where an end fails, the gap to
+  it is halved until there are two successes; what is beyond them stays unknown.
 
   Args:
     low: smallest weight, >= 0, tried first with `high`.
@@ -132,7 +139,10 @@ def dichotomic(
     section 5 and 6.3.2.
   """
   _check_range(low, high, 'linear', scalarization)
-  propose = lambda state: _slopes(_front(state.trials), scalarization)
+  propose = lambda state: (
+    _slopes(_front(state.trials), scalarization)
+    or _between_failed(state.trials, _spacing(low))
+  )
   return _search([low, high], propose, low, high, levels, max_trials)
 
 
@@ -189,6 +199,7 @@ def stochastic_dichotomic(
   def propose(state):
     tried = [trial.weight for trial in state.trials]
     weights = _slopes(_front(state.trials), scalarization)
+    weights = weights or _between_failed(state.trials, _spacing(low))
     level_key = jax.random.fold_in(key, state.level)
     return [
       draw(weight, tried, float(jax.random.uniform(k)))
@@ -226,6 +237,9 @@ def bisection(
   neighbours is as relevant as the larger fall of the slope, as an angle, at
   one of its ends: a knee is an end of relevant intervals.
 
+  Where trials fail, as networks do that lose all their weights, the gap between
+  a success and a failure goes first while no gap of successes is wider.
+
   Args:
     low: smallest weight, tried first with `high`; positive for
       `spacing='log'`, else >= 0.
@@ -255,21 +269,20 @@ def bisection(
   if intervals < 1:
     raise ValueError(f'intervals must be >= 1, got {intervals}.')
 
+  width, middle = _SPACINGS[spacing]
+
   def propose(state):
     front = _front(state.trials)
     relevance = _relevance([trial.objectives for trial in front])
-    order = np.argsort(-relevance, kind='stable')[:intervals]
-    return [halve(state.trials, front[i], front[i + 1]) for i in order]
+    order = np.argsort(-relevance, kind='stable')
+    weights = _between_failed(state.trials, spacing)
+    weights += [halve(state.trials, front[i], front[i + 1]) for i in order]
+    return weights[:intervals]
 
   def halve(trials, a, b):
     # Dominated weights lie between: the widest gap is halved.
     ends = sorted((a.weight, b.weight))
     inside = sorted(t.weight for t in trials if ends[0] <= t.weight <= ends[1])
-    middle = {
-      'log': lambda x, y: math.sqrt(x) * math.sqrt(y),
-      'linear': lambda x, y: 0.5 * (x + y),
-    }[spacing]
-    width = {'log': lambda x, y: y / x, 'linear': lambda x, y: y - x}[spacing]
     widest = max(itertools.pairwise(inside), key=lambda pair: width(*pair))
     return middle(*widest)
 
@@ -290,6 +303,32 @@ def _relevance(front: Sequence[tuple[float, float]]) -> np.ndarray:
   return np.maximum(falls[:-1], falls[1:])
 
 
+def _between_failed(trials: Sequence[Trial], spacing: str) -> list[float]:
+  """Middles of gaps between a success and a failure, the widest one first.
+
+  None that is narrower than a gap between two successes. Where nothing has
+  succeeded, all gaps count.
+  """
+  width, middle = _SPACINGS[spacing]
+  tried = sorted((t.weight, _has_failed(t)) for t in trials)
+  # By how many of both ends have failed.
+  gaps: list[list[tuple[float, float]]] = [[], [], []]
+  for (low, low_failed), (high, high_failed) in itertools.pairwise(tried):
+    gaps[low_failed + high_failed].append((low, high))
+  widest = max((width(*gap) for gap in gaps[0]), default=0.0)
+  has_success = not all(failed for _, failed in tried)
+  found = [g for g in gaps[1 if has_success else 2] if width(*g) >= widest]
+  return [middle(*g) for g in sorted(found, key=lambda g: -width(*g))]
+
+
+def _spacing(low: float) -> str:
+  return 'log' if low > 0 else 'linear'
+
+
+def _has_failed(trial: Trial) -> bool:
+  return not np.isfinite(trial.objectives).all()
+
+
 def _slopes(front: Sequence[Trial], scalarization: str) -> list[float]:
   """The weight at which neighbours on a front have equal weighted sums."""
   weights = []
@@ -303,7 +342,7 @@ def _slopes(front: Sequence[Trial], scalarization: str) -> list[float]:
 
 def _front(trials: Sequence[Trial]) -> list[Trial]:
   """Trials that nothing dominates, by the second objective, equal ones once."""
-  finite = [t for t in trials if np.isfinite(t.objectives).all()]
+  finite = [t for t in trials if not _has_failed(t)]
   keep = nondominated([t.objectives for t in finite])
   different = {t.objectives: t for t, kept in zip(finite, keep) if kept}
   return sorted(different.values(), key=lambda t: t.objectives[1])

@@ -265,3 +265,39 @@ def test_whatever_is_told_weights_are_new_and_in_range(name, values):
     state = strategy.tell(state, weights, told)
   assert len(seen) == len(set(seen)) == len(state.trials) <= 20
   assert all(1e-5 <= weight <= 1e-2 for weight in seen)
+
+
+@pytest.mark.parametrize('fails', [(1e-3, 1e-2), (1e-5, 1e-4)])
+def test_a_range_whose_end_fails_is_bisected_up_to_there(fails):
+  def solve(weight):
+    is_bad = fails[0] <= weight <= fails[1]
+    return (np.inf, np.inf) if is_bad else hyperbola(weight)
+
+  state = run(STRATEGIES['bisection'], solve)
+  assert len(state.trials) <= 20
+  alive = [w for w in np.geomspace(1e-5, 1e-2, 20_001) if solve(w)[0] < np.inf]
+  expected = alive[mopt.knee([solve(w) for w in alive])]
+  assert abs(np.log(knee_found(state) / expected)) < np.log(1.2)
+  # Up to where it fails, within the width of the gaps there.
+  tried = [t.weight for t in state.trials if np.isfinite(t.objectives).all()]
+  edge = max(alive) if fails[1] == 1e-2 else min(alive)
+  assert min(abs(np.log(w / edge)) for w in tried) < np.log(3)
+
+
+def test_where_everything_fails_the_middles_are_tried():
+  for strategy in (search.bisection(1.0, 16.0), search.dichotomic(1.0, 16.0)):
+    state = strategy.tell(strategy.init(), [1.0, 16.0], [(np.nan, 1)] * 2)
+    assert strategy.ask(state).tolist() == [4.0]
+
+
+def test_a_gap_to_a_failure_goes_first_unless_it_is_narrower():
+  strategy = search.bisection(1.0, 256.0, intervals=1)
+  failed = (np.inf, np.inf)
+  state = strategy.tell(strategy.init(), [1.0, 256.0], [(0, 100), failed])
+  assert strategy.ask(state).tolist() == [16.0]
+  # Both gaps are as wide: first the one to the failure.
+  state = strategy.tell(state, [16.0], [(5, 5)])
+  assert strategy.ask(state).tolist() == [64.0]
+  state = strategy.tell(state, [64.0], [failed])
+  # From 1 to 16 is wider than from 16 to 64.
+  assert strategy.ask(state).tolist() == [4.0]

@@ -188,12 +188,13 @@ def _objectives(config: Config, row, split: str) -> tuple[float, float]:
   """What a strategy is told of a network.
 
   A dichotomic search needs the terms of the weighted sum, for its slopes are
-  weights of it. The others go by what front and knee are judged by.
+  weights of it: a network without weights is one end of that front. The others
+  go by what front and knee are judged by, where it is a failure.
   """
-  if results.is_collapsed(row):
-    return math.inf, math.inf
   if config.search in ('dichotomic', 'stochastic_dichotomic'):
     return row[f'ce_{split}'], row['l1_norm']
+  if results.is_collapsed(row):
+    return math.inf, math.inf
   return 1 - row[f'acc_{split}'], math.log(row['nonzeros'])
 
 
