@@ -12,6 +12,7 @@ import pytest
 from benchmarks.paper import __main__ as cli
 from benchmarks.paper import pieces
 from benchmarks.paper import plan
+from benchmarks.paper import searches
 from benchmarks.paper import tables
 import models
 from mopt.training import results as training_results
@@ -47,6 +48,9 @@ def parse(monkeypatch):
   forget()
 
 
+_LAYERS = ('layer1', 'layer2', 'layer3')
+
+
 class FakeTrainer:
   """In place of a process of train.py: leaves made-up files, at once."""
 
@@ -69,7 +73,10 @@ def _leave_files(config, workdir):
   about = dataclasses.asdict(config)
   about |= {'environment': {'jax': '0'}, 'seconds': 1.5}
   training_results.write_json(workdir / 'config.json', about)
-  layers = ('layer1', 'layer2', 'layer3')
+  if config.is_search:
+    _leave_search(config, workdir)
+    return
+  layers = _LAYERS
   if config.model == 'vgg':
     layers = ('denselayer',)
   rows = [
@@ -92,6 +99,21 @@ def _leave_files(config, workdir):
       for layer in layers
     ]
     training_results.append_jsonl(workdir / 'histograms.jsonl', records)
+
+
+def _leave_search(config, workdir):
+  low, high = config.search_range
+  rows = [
+    {'level': level} | _made_up_row(float(l1), config.seed[0], _LAYERS)
+    for level, l1 in enumerate(np.geomspace(high, low, config.max_runs), 1)
+  ]
+  training_results.mark_front(rows, 'val')
+  training_results.write_csv(workdir / 'results.csv', rows)
+  for row in rows:
+    if row['knee']:
+      folder = workdir / f'knee_l1_{row["l1"]:g}'
+      folder.mkdir()
+      training_results.write_csv(folder / 'results.csv', [row])
 
 
 def _made_up_row(l1, seed, layers):
@@ -171,7 +193,11 @@ def test_flag_files_are_settings_of_the_trainer(parse, training, is_quick):
   assert config.model == ('vgg' if is_cifar10 else 'lenet5')
   assert config.model in models.NAMES
   assert config.seed == (3,)
-  assert len(config.l1_values) <= (4 if is_quick else 16)
+  if config.is_search:
+    assert config.max_runs == (4 if is_quick else 20)
+    assert config.search_epochs == (1 if is_quick else 10)
+  else:
+    assert len(config.l1_values) <= (4 if is_quick else 16)
   if is_quick:
     assert config.epochs <= 2
     assert config.dataset == 'mnist5k' or config.train_size == 640
@@ -410,16 +436,17 @@ def test_every_table_and_figure_is_made(run, tmp_path, trainer):
   assert not {'table2d.md', 'fig6.png'} & names
   assert 'Hypervolume' in out
   pictures = [path for path in folder.iterdir() if path.suffix == '.png']
-  figures = {'fig3', 'fig4', 'fig5', 'fig7', 'fig8'}
+  figures = {'fig3', 'fig4', 'fig5', 'fig7', 'fig8', 'fig9'}
   figures |= {'drift', 'front', 'strategies'}
   assert {path.stem for path in pictures} == figures
-  # Once per training and seed, and nothing for an accelerator.
-  assert len(trainer.commands) == 2 * 17
+  # Once per training and seed, and nothing for an accelerator. Two searches
+  # have a third seed of their own.
+  assert len(trainer.commands) == 2 * 21 + 2
   for path in pictures:
     _check_picture(path)
   # Fig. 6 by the short run, without its third panel.
   code, out, err = run('fig6', '--seed=0,1')
-  assert (code, err, len(trainer.commands)) == (0, '', 2 * 17)
+  assert (code, err, len(trainer.commands)) == (0, '', 2 * 21 + 2)
   assert 'fig6: left out fig6c_constant_0.001' in out
   _check_picture(folder / 'fig6.png')
 
@@ -442,6 +469,38 @@ def _check_picture(path):
   pixels = image.imread(path)
   assert pixels.std() > 0.05
   assert path.stat().st_size < 120_000, path
+
+
+def test_searches_are_compared_by_hypervolume(run, tmp_path):
+  code, out, err = run('fig9')
+  assert (code, err) == (0, '')
+  folder = tmp_path / 'benchmarks' / 'paper'
+  paths = sorted(path.stem for path in folder.glob('*.json'))
+  assert paths == [
+    *(f'fig9_bisection_seed{seed}' for seed in (0, 1, 2)),
+    'fig9_dichotomic_seed0',
+    'fig9_grid_seed0',
+    *(f'fig9_stochastic_seed{seed}' for seed in (0, 1, 2)),
+  ]
+  result = pieces.load(folder / 'fig9_bisection_seed1.json')
+  assert len(result.rows) == 20
+  (knee,) = (row for row in result.rows if row['knee'])
+  assert result.knee == [knee]
+  page = (folder / 'fig9.md').read_text()
+  assert page.count('| bisection |') == 3
+  assert f'| {knee["l1"]:.3g} | {knee["nonzeros"]:,} |' in page
+
+
+def test_hypervolumes_grow_with_the_trainings():
+  total = 58_920
+  rows = [
+    _row(1e-4, total / math.e**2, 0, acc_val=0.96),
+    _row(1e-2, 1, 0, acc_val=0.97, nonzeros_layer2=0),  # collapsed
+    _row(1e-3, total / math.e**3, 0, acc_val=0.955),
+    _row(2e-3, total / math.e**3, 0, acc_val=0.94),  # too inaccurate
+  ]
+  found = searches.growth(rows)
+  assert found == pytest.approx([0.02, 0.02, 0.025, 0.025])
 
 
 def test_quick_results_are_kept_apart(run, tmp_path):
@@ -497,7 +556,6 @@ def test_the_list_says_what_is_there(run):
   [
     (['table9'], ['table9', 'table2c', 'strategies', 'all']),
     (['fig3', 'fig10'], ['fig10', 'fig8']),
-    (['fig9'], ['fig9', 'searches']),
     ([], ['table2a', '--help']),
     (['table2d'], ['table2d', 'accelerator', 'table2d_short']),
     (['fig3', '--seed=one'], ['one', 'integers']),

@@ -19,11 +19,11 @@ Names:
   fig6            VGG: loss, accuracy, nonzeros (accelerator)
   fig7            accuracy of multiobjective optimizers and their twins
   fig8            the weights that they find
+  fig9            four searches for the knee, and the hypervolume of each
   drift           where SMGD goes if its rate does not decay
   front           fronts of table2c, table2c_tuned and the paper, with knees
   strategies      fronts of table2a, b, c and c_tuned (section 6.2.1)
   all             all of these; without an accelerator not table2d and fig6
-  fig9            comes with the searches
 
 What is trained, a piece, is one call of train.py with one of the flag files
 beside this module and one seed; it is printed, and you can type it too. What
@@ -53,6 +53,7 @@ from benchmarks.paper import fronts
 from benchmarks.paper import pieces
 from benchmarks.paper import plan
 from benchmarks.paper import rates
+from benchmarks.paper import searches
 from benchmarks.paper import tables
 
 _PROGRAM = 'python -m benchmarks.paper'
@@ -65,6 +66,7 @@ _FIGURES = {
   'fig6': curves.fig6,
   'fig7': curves.fig7,
   'fig8': curves.fig8,
+  'fig9': searches.fig9,
   'drift': curves.drift,
   'front': fronts.front,
   'strategies': fronts.strategies,
@@ -130,8 +132,6 @@ def _seeds(text: str) -> tuple[int, ...]:
 def _check_names(names: Sequence[str], is_list: bool) -> list[str]:
   known = ', '.join((*plan.NAMES, 'all'))
   for name in names:
-    if name == 'fig9':
-      _stop('fig9: comes with the searches, which are not here yet.')
     if name != 'all' and name not in plan.NAMES:
       _stop(f'{name}: expected one of {known}.')
   if not names and not is_list:
@@ -182,7 +182,9 @@ class Benchmark:
 
   def pieces_of(self, training: str) -> list[plan.Piece]:
     args = self.args
-    return [p for s in args.seed for p in plan.pieces(training, s, args.quick)]
+    more = () if args.quick else plan.TRAININGS[training].seeds
+    seeds = dict.fromkeys((*args.seed, *more))
+    return [p for s in seeds for p in plan.pieces(training, s, args.quick)]
 
   def is_there(self, training: str) -> bool:
     places = self.args.places
@@ -237,6 +239,8 @@ class Benchmark:
       path = self.show(results[name], name)
     else:
       path = _FIGURES[name](results, self.args.places.results / f'{name}.png')
+    if name == 'fig9':
+      self.write(name, searches.markdown(results))
     print(f'{"quick: " * self.args.quick}{name} -> {_short(path)}')
 
   def results_of(self, training: str) -> list[pieces.Result]:

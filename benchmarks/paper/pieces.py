@@ -50,6 +50,9 @@ class Result(NamedTuple):
   rows: list[dict[str, Any]]  # Of results.csv; NaN where a cell is empty.
   epochs: dict[str, np.ndarray]  # Of metrics.jsonl, [epochs * members] each.
   histograms: list[dict[str, Any]]
+  # Of a search: the rows of the knee, trained in full. Then `rows` are those of
+  # the search, and there are no epochs and histograms.
+  knee: list[dict[str, Any]] = []
 
 
 Call = Callable[[Sequence[str]], int]
@@ -115,18 +118,20 @@ def gather(workdir: pathlib.Path, piece: Piece, quick: bool) -> dict[str, Any]:
   config = json.loads((workdir / 'config.json').read_text())
   folder = [] if config['data_dir'] is None else ['--data_dir=DIR']
   config['data_dir'] = 'DIR' if folder else None
-  rows = [
-    {name: _finite(value) for name, value in row.items()}
-    for row in read_csv(workdir / 'results.csv')
-  ]
-  records = _read_lines(workdir / 'metrics.jsonl')
-  histograms = workdir / 'histograms.jsonl'
-  return {
+  about = {
     'name': piece.name,
     'quick': quick,
     'command': ['python', 'train.py', *piece.flags, *folder],
     'config': config,
-    'rows': rows,
+    'rows': _read_rows(workdir),
+  }
+  if config.get('search', 'none') != 'none':
+    knees = sorted(workdir.glob('knee_l1_*'))
+    knee = [row for folder in knees for row in _read_rows(folder)]
+    return about | {'epochs': {}, 'histograms': [], 'knee': knee}
+  records = _read_lines(workdir / 'metrics.jsonl')
+  histograms = workdir / 'histograms.jsonl'
+  return about | {
     'epochs': {
       name: [_short(record[name]) for record in records] for name in records[0]
     },
@@ -138,6 +143,13 @@ def gather(workdir: pathlib.Path, piece: Piece, quick: bool) -> dict[str, Any]:
   }
 
 
+def _read_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+  return [
+    {name: _finite(value) for name, value in row.items()}
+    for row in read_csv(folder / 'results.csv')
+  ]
+
+
 def load(path: pathlib.Path, quick: bool = False) -> Result:
   """Reads what `train` has left.
 
@@ -147,8 +159,12 @@ def load(path: pathlib.Path, quick: bool = False) -> Result:
   """
   try:
     content = json.loads(path.read_text())
+    content = Result._field_defaults | content
     result = Result(**{name: content[name] for name in Result._fields})
-    rows = [{k: _exact(k, v) for k, v in row.items()} for row in result.rows]
+    rows, knee = (
+      [{k: _exact(k, v) for k, v in row.items()} for row in part]
+      for part in (result.rows, result.knee)
+    )
     epochs = {k: np.array(v, float) for k, v in result.epochs.items()}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise Failed(
@@ -161,7 +177,7 @@ def load(path: pathlib.Path, quick: bool = False) -> Result:
     raise Failed(
       f'{path}: expected {kinds[quick]}, got {kinds[result.quick]}.', 2
     )
-  return result._replace(rows=rows, epochs=epochs)
+  return result._replace(rows=rows, knee=knee, epochs=epochs)
 
 
 def merge(parts: Sequence[Result]) -> Result:

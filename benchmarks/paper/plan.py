@@ -44,6 +44,12 @@ NAMES: dict[str, tuple[str | tuple[str, ...], ...]] = {
   'fig6': (CURVES, *FIG6C),
   'fig7': _FIG7,
   'fig8': _FIG7,
+  'fig9': (
+    'fig9_grid',
+    'fig9_dichotomic',
+    'fig9_bisection',
+    'fig9_stochastic',
+  ),
   'drift': ('fig7_smgd', 'drift_smgd'),
   'front': ('table2c', 'table2c_tuned'),
   'strategies': ('table2a', 'table2b', 'table2c', 'table2c_tuned'),
@@ -59,6 +65,8 @@ class Training(NamedTuple):
   flags: tuple[str, ...] = ()
   quick: tuple[str, ...] = ()
   needs_accelerator: bool = False
+  # Seeds that are trained whatever seeds are asked for.
+  seeds: tuple[int, ...] = ()
   # Flags of processes that train a share of it each, so that less is lost where
   # time is cut into slices; empty for one process.
   parts: tuple[str, ...] = ()
@@ -77,7 +85,20 @@ def _cifar10(
   parts: Sequence[str] = (),
 ) -> Training:
   subset = ('--train_size=640', '--epochs=1', *quick)
-  return Training(flagfile, flags, subset, needs_accelerator, tuple(parts))
+  return Training(
+    flagfile, flags, subset, needs_accelerator, parts=tuple(parts)
+  )
+
+
+def _search(name: str, *seeds: int) -> Training:
+  """Short trainings and a long one, in a single call of train.py."""
+  subset = (
+    '--dataset=mnist5k',
+    '--epochs=2',
+    '--search_epochs=1',
+    '--max_runs=4',
+  )
+  return Training('fig9', (f'--search={name}',), subset, seeds=seeds)
 
 
 def _fig6c(name: str) -> Training:
@@ -135,6 +156,10 @@ TRAININGS = {
   'fig7_rmsprop': _cifar10(
     'fig7_cifar10', '--optimizer=rmsprop', '--l1=0.03', quick=[_HELD_OUT]
   ),
+  'fig9_grid': _search('grid'),
+  'fig9_dichotomic': _search('dichotomic'),
+  'fig9_bisection': _search('bisection', 0, 1, 2),
+  'fig9_stochastic': _search('stochastic_dichotomic', 0, 1, 2),
 }
 
 
@@ -153,7 +178,7 @@ class Piece(NamedTuple):
 
 def pieces(training: str, seed: int, quick: bool = False) -> list[Piece]:
   """A training with one seed, in as many processes as it has parts."""
-  flagfile, flags, subset, _, parts = TRAININGS[training]
+  flagfile, flags, subset, *_, parts = TRAININGS[training]
   flags = (f'--flagfile=benchmarks/paper/{flagfile}.flags', *flags)
   last = f'--seed={seed}'
   if quick or not parts:

@@ -25,7 +25,7 @@ TITLES = {
 # Test error, and all dense weights of LeNet-5 nonzero.
 REFERENCE = (0.05, 58_920)
 _TARGETS = (0.985, 0.989, 0.979)
-_MISSING = '–'
+MISSING = '–'
 
 Row = dict[str, Any]  # As in results.csv.
 
@@ -143,9 +143,9 @@ def _cell(pair: Pair, column: _Format) -> str:
   name, _, print_ours, print_paper = column
   paper = pair.paper.get(name, math.nan)
   mean, sd = pair.ours[name], pair.sd[name]
-  left = _MISSING if math.isnan(mean) else print_ours(mean)
+  left = MISSING if math.isnan(mean) else print_ours(mean)
   left += '' if math.isnan(sd) else f' ± {print_ours(sd)}'
-  return f'{left} | {_MISSING if math.isnan(paper) else print_paper(paper)}'
+  return f'{left} | {MISSING if math.isnan(paper) else print_paper(paper)}'
 
 
 def _note(pair: Pair) -> str:
