@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 import models
 from mopt import training
+from mopt.training import caches
 from mopt.training import config as config_lib
 from mopt.training.config import Config
 
@@ -213,6 +214,12 @@ flags.DEFINE_enum(
   'and a share of each batch (data). On a CPU every core is a device. auto '
   'spreads members, and the batches of a single one but on a CPU.',
 )
+flags.DEFINE_bool(
+  'profile',
+  Config.profile,
+  'Trace the second epoch into <workdir>/profile, for TensorBoard and '
+  'ui.perfetto.dev. Best with a small --train_size: each operation is a line.',
+)
 flags.DEFINE_enum(
   'search',
   Config.search,
@@ -259,14 +266,14 @@ flags.DEFINE_bool(
 )
 
 
-def _resumed_workdir(config: Config) -> pathlib.Path:
+def _resumed_workdir(config: Config, data: training.Dataset) -> pathlib.Path:
   """The folder of a search that is to go on."""
   if not config.is_search:
     raise ValueError('resume=true: expected a search, see --search.')
   if not FLAGS.workdir:
     raise ValueError('resume=true: expected --workdir, the folder to go on in.')
   workdir = pathlib.Path(FLAGS.workdir).expanduser()
-  training.check_resumable(config, workdir)
+  training.check_resumable(config, data, workdir)
   return workdir
 
 
@@ -333,6 +340,7 @@ def main(argv: list[str]) -> None:
   # JAX reports every platform that it looks for and does not find.
   logging.getLogger('jax').setLevel(logging.WARNING)
   _make_cores_devices()
+  caches.keep_compiled_programs()
   try:
     names = [field.name for field in dataclasses.fields(Config)]
     settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
@@ -346,7 +354,7 @@ def main(argv: list[str]) -> None:
     )
     training.check_fit(config, model, data)
     if FLAGS.resume:
-      workdir = _resumed_workdir(config)
+      workdir = _resumed_workdir(config, data)
     else:
       workdir = _make_workdir(FLAGS.workdir)
   except ValueError as error:

@@ -63,6 +63,7 @@ class Config:
   epochs: int = 30
   seed: tuple[int, ...] = (0,)
   parallel: str = 'auto'
+  profile: bool = False
   search: str = 'none'
   search_range: tuple[float, ...] = (1e-5, 1e-2)
   search_epochs: int | None = None

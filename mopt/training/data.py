@@ -4,7 +4,6 @@ from collections.abc import Callable
 import importlib.util
 import logging
 import os
-import pathlib
 import tempfile
 from typing import NamedTuple
 import zipfile
@@ -13,6 +12,8 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mopt.training import caches
 
 EMBEDDED = 'mnist5k'
 # What is held out for validation unless one says otherwise.
@@ -270,8 +271,7 @@ def _cached(
   A .npz file checks itself: every array in it has a checksum. It is written
   beside its place and then moved there, so that a killed process leaves none.
   """
-  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  path = pathlib.Path(root) / 'mopt' / f'{name.replace("/", "-")}.npz'
+  path = caches.folder() / f'{name.replace("/", "-")}.npz'
   try:
     # Opened here, for np.load leaves a file open that is no archive.
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:

@@ -1,6 +1,7 @@
 """One run from data to results: the loop around the compiled part."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -167,7 +168,8 @@ def _train(
   with _progress(console) as progress:
     task = progress.add_task('compiling, first epoch', total=config.epochs)
     for number in range(config.epochs):
-      state, metrics = program.epoch(state, number)
+      with _profiled(config, number, workdir):
+        state, metrics = program.epoch(state, number)
       val = program.evaluate(state, 'val')
       counts = program.complexity(state)
       if (number + 1) % 5 == 0 and number + 1 < config.epochs:
@@ -189,6 +191,13 @@ def _train(
   state = program.prune(state)
   log_histograms(config.epochs, 'final', state)
   return state
+
+
+def _profiled(config: Config, number: int, workdir: pathlib.Path):
+  """Traces the second epoch, or the only one, which compiles."""
+  if not config.profile or number != min(1, config.epochs - 1):
+    return contextlib.nullcontext()
+  return jax.profiler.trace(workdir / 'profile', create_perfetto_trace=True)
 
 
 def environment() -> dict[str, Any]:
