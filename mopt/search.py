@@ -163,6 +163,10 @@ def stochastic_dichotomic(
   weights are close then. So here closeness is relative, and the draw is around
   the new weight: uniform within a factor of 1 - `min_gap` to 1 + `min_gap`.
 
+  Of two exact solutions the slope lies between their weights. Where it does
+  not, the solutions are not exact, and instead of the slope a weight between
+  theirs is drawn, uniform in its logarithm.
+
   Args:
     key: of the draws; the same key gives the same search.
     low: see `dichotomic`, like all others that are not listed.
@@ -198,13 +202,25 @@ def stochastic_dichotomic(
 
   def propose(state):
     tried = [trial.weight for trial in state.trials]
-    weights = _slopes(_front(state.trials), scalarization)
-    weights = weights or _between_failed(state.trials, _spacing(low))
+    front = _front(state.trials)
+    weights = _slopes(front, scalarization)
     level_key = jax.random.fold_in(key, state.level)
-    return [
-      draw(weight, tried, float(jax.random.uniform(k)))
-      for weight, k in zip(weights, jax.random.split(level_key, len(weights)))
-    ]
+    uniform = jax.random.uniform(level_key, (len(weights), 2)).tolist()
+    if not paper_rule:
+      pairs = itertools.pairwise([trial.weight for trial in front])
+      weights = [
+        between(weight, *sorted(pair), first)
+        for weight, pair, (first, _) in zip(weights, pairs, uniform)
+      ]
+    drawn = [draw(w, tried, second) for w, (_, second) in zip(weights, uniform)]
+    return drawn or _between_failed(state.trials, _spacing(low))
+
+  def between(weight, left, right, uniform):
+    if left < weight < right:
+      return weight
+    if left == 0:
+      return uniform * right
+    return left * (right / left) ** uniform
 
   def draw(weight, tried, uniform):
     nearest = min(tried, key=lambda other: abs(other - weight))
@@ -273,8 +289,7 @@ def bisection(
 
   def propose(state):
     front = _front(state.trials)
-    relevance = _relevance([trial.objectives for trial in front])
-    order = np.argsort(-relevance, kind='stable')
+    order = _by_relevance([trial.objectives for trial in front])
     weights = _between_failed(state.trials, spacing)
     weights += [halve(state.trials, front[i], front[i + 1]) for i in order]
     return weights[:intervals]
@@ -289,18 +304,22 @@ def bisection(
   return _search([low, high], propose, low, high, levels, max_trials)
 
 
-def _relevance(front: Sequence[tuple[float, float]]) -> np.ndarray:
-  """For each interval of a front, how much the trade-off changes at its ends.
+def _by_relevance(front: Sequence[tuple[float, float]]) -> np.ndarray:
+  """The intervals of a front by the larger fall of the trade-off at their ends.
 
   `front` is sorted by the second objective, and so from large first ones on.
+  Where the trade-off rises, a front is not convex, and has no knee. Of equally
+  relevant intervals the longer one goes first.
   """
   points = np.array(front, np.float64).reshape(-1, 2)
   if len(points) < 2:
-    return np.zeros(0)
+    return np.zeros(0, int)
   x, y = ((points - points.min(axis=0)) / np.ptp(points, axis=0)).T
   angles = np.arctan2(np.diff(y), -np.diff(x))
-  falls = np.concatenate([[0], np.abs(np.diff(angles)), [0]])
-  return np.maximum(falls[:-1], falls[1:])
+  falls = np.concatenate([[0], np.maximum(np.diff(angles), 0), [0]])
+  relevance = np.maximum(falls[:-1], falls[1:])
+  lengths = np.hypot(np.diff(x), np.diff(y))
+  return np.lexsort((-lengths, -relevance))
 
 
 def _between_failed(trials: Sequence[Trial], spacing: str) -> list[float]:

@@ -301,3 +301,36 @@ def test_a_gap_to_a_failure_goes_first_unless_it_is_narrower():
   state = strategy.tell(state, [64.0], [failed])
   # From 1 to 16 is wider than from 16 to 64.
   assert strategy.ask(state).tolist() == [4.0]
+
+
+def test_a_slope_that_is_not_between_its_weights_is_replaced_by_a_draw():
+  # The slope is 6.5e-6: left of both, as between networks it may be.
+  told = [(0.034, 3600.0), (0.057, 114.0)]
+  exact = search.dichotomic(1e-5, 6e-4)
+  assert exact.done(exact.tell(exact.init(), [1e-5, 6e-4], told))
+  drawn = []
+  for seed in range(40):
+    strategy = search.stochastic_dichotomic(jax.random.key(seed), 1e-5, 6e-4)
+    state = strategy.tell(strategy.init(), [1e-5, 6e-4], told)
+    drawn += strategy.ask(state).tolist()
+  assert len(drawn) == 40
+  assert 1e-5 <= min(drawn) < 4e-5
+  assert 2e-4 < max(drawn) <= 6e-4
+
+
+def test_bisection_spends_nothing_on_corners_that_point_away():
+  """A front with a corner at 16 and a bulge at 64, seen from the ideal."""
+  strategy = search.bisection(1.0, 256.0, intervals=2)
+  state = strategy.tell(strategy.init(), [1.0, 256.0], [(0, 100), (100, 0)])
+  state = strategy.tell(state, [16.0], [(20, 40)])
+  state = strategy.tell(state, [4.0, 64.0], [(10, 70), (75, 30)])
+  assert sorted(strategy.ask(state)) == [8.0, 32.0]
+
+
+def test_a_front_without_a_corner_is_halved_where_it_is_longest():
+  strategy = search.bisection(1.0, 256.0, intervals=1)
+  state = strategy.tell(strategy.init(), [1.0, 256.0], [(0, 100), (100, 0)])
+  state = strategy.tell(state, [16.0], [(90, 90)])  # not convex at all
+  state = strategy.tell(state, strategy.ask(state), [(99, 60)])
+  (weight,) = strategy.ask(state).tolist()
+  assert weight == 4.0
