@@ -20,10 +20,13 @@ from mopt.objectives import stack
 from mopt.objectives import value_and_stacked_grad
 from mopt.pareto import hypervolume
 from mopt.pareto import knee
+from mopt.pareto import knee_bootstrap
 from mopt.pareto import nondominated
 from mopt.prune import prune
 from mopt.prune import prune_by_magnitude
 from mopt.prune import PruneState
+from mopt.scalarizations import chebyshev
+from mopt.scalarizations import epsilon_constraint
 from mopt.schedules import by_epoch
 from mopt.schedules import inverse_time_decay
 from mopt.schedules import logistic_drop
@@ -36,15 +39,18 @@ __all__ = (
   'aggregate',
   'AggregateState',
   'by_epoch',
+  'chebyshev',
   'conv_kernels',
   'count_nonzero',
   'dense_kernels',
+  'epsilon_constraint',
   'fixed_weights',
   'gramian',
   'hypervolume',
   'inverse_time_decay',
   'kkt_residual',
   'knee',
+  'knee_bootstrap',
   'l1_norm',
   'l2_norm_squared',
   'logistic_drop',

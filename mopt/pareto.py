@@ -7,15 +7,17 @@ trained networks, and an index or `None` is what one wants back.
 import numpy as np
 from numpy.typing import ArrayLike
 
-# A bulge below this, in normalised objectives, is a straight line.
-_STRAIGHT = 1e-9
+# Bulges, in normalised objectives, that differ by this or less are the same
+# but for rounding; one that differs so from none is a straight line.
+_SAME_BULGE = 1e-9
 
 
 def nondominated(points: ArrayLike) -> np.ndarray:
   """Which points no other point dominates.
 
   A point dominates another if it is no worse in all objectives and better in
-  one. Equal points do not dominate each other: all of them are kept.
+  one. Equal points do not dominate each other: all of them are kept. Of two
+  points that tie in all objectives but one, only the better one stays.
 
   Two objectives take a sort and a sweep, n log n; more of them a comparison of
   each point with those before it in lexicographic order, which are all that
@@ -73,7 +75,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
   """Volume that a front dominates, up to a reference point.
 
   Points that are not better than the reference in all objectives add nothing,
-  and neither do dominated points.
+  and neither do dominated points, nor any but the first of equal points.
 
   With more than two objectives the volume is cut into slices between the
   values of the last one, each a volume of one objective less (hypervolume by
@@ -147,6 +149,10 @@ def knee(
     objective buys of the second. The point with the largest fall of it, as an
     angle: :math:`\arctan s_i - \arctan s_{i+1}`.
 
+  The index is that of the first one of equal points. Of different points whose
+  bulges are equal (to within 1e-9, so that rounding does not choose) it is the
+  one with the smallest first objective.
+
   A knee depends on the scale: a front of network sizes that is a corner on a
   linear axis may be smooth on a logarithmic one, so say which when you report
   one. Take out failed points first: an extreme moves the chord.
@@ -158,9 +164,9 @@ def knee(
       the complexity, which must be positive then.
 
   Returns:
-    The index of the knee among `points`, the first one of equal points; `None`
-    where there is none: fewer than three different nondominated points, all on
-    one line, or a front that bulges the other way only.
+    The index of the knee among `points`; `None` where there is none: fewer than
+    three different nondominated points, all on one line, or a front that
+    bulges the other way only.
 
   Raises:
     ValueError: for another shape, method or scale, a point that is not finite,
@@ -181,34 +187,127 @@ def knee(
   points = _check_points(points, 2)
   if not np.isfinite(points).all():
     raise ValueError('knee needs finite points, got an infinite one.')
-  if method not in ('chord', 'tradeoff'):
-    raise ValueError(f"method must be 'chord' or 'tradeoff', got {method!r}.")
-  if scale not in ('linear', 'log'):
-    raise ValueError(f"scale must be 'linear' or 'log', got {scale!r}.")
-  indices = np.flatnonzero(nondominated(points))
-  _, first = np.unique(points[indices], axis=0, return_index=True)
-  indices = indices[first]
-  if len(indices) < 3:
+  _check_words(method, scale)
+  normalised = _normalised_front(points, scale)
+  if normalised is None:
     return None
-  front = points[indices]
-  if scale == 'log':
-    if not (front[:, 1] > 0).all():
-      raise ValueError(
-        "scale='log' needs a positive second objective, got "
-        f'{front[:, 1].min()}.'
-      )
-    front = np.column_stack([front[:, 0], np.log(front[:, 1])])
-  extent = np.ptp(front, axis=0)
-  if not extent.all():
-    return None  # logarithms so close that they round to one number
-  x, y = ((front - front.min(axis=0)) / extent).T
+  indices, x, y = normalised
   if method == 'chord':
     bulge = (1 - x - y) / np.sqrt(2)
   else:
     angles = np.arctan2(-np.diff(y), np.diff(x))
     bulge = np.concatenate([[0], angles[:-1] - angles[1:], [0]])
-  best = int(np.argmax(bulge))
-  return int(indices[best]) if bulge[best] > _STRAIGHT else None
+  if bulge.max() <= _SAME_BULGE:
+    return None
+  return int(indices[np.argmax(bulge >= bulge.max() - _SAME_BULGE)])
+
+
+def knee_bootstrap(
+  points: ArrayLike,
+  num_samples: int = 1000,
+  seed: int = 0,
+  method: str = 'chord',
+  scale: str = 'linear',
+) -> np.ndarray:
+  """How often each setting is the knee, if the trainings were repeated.
+
+  The knee of one run of each setting is a matter of luck where neighbours are
+  close. Given S runs of all settings, every replicate draws S of them with
+  replacement, averages their objectives, and takes the `knee` of the means. A
+  run is drawn with all of its settings, for they may share a seed. S is small
+  as a rule, and the shares are as rough as that: they tell a knee that all
+  runs agree on from one that is a toss-up, and are no probabilities to cite
+  with two digits.
+
+  Args:
+    points: `[S, n, 2]`, S >= 1 runs of the same n settings, both columns to be
+      minimised, finite: leave out a setting, or a run, that has failed.
+    num_samples: number of replicates, at least 1.
+    seed: of the draws, >= 0; the same seed gives the same shares.
+    method: of `knee`.
+    scale: of `knee`. For `'log'` the logarithms of the second objective are
+      averaged, so that its mean is the geometric one.
+
+  Returns:
+    `[n]`, dtype float64: the share of replicates in which each setting was the
+    knee. Their sum is below 1 where replicates had none. One run gives its
+    knee the share 1.
+
+  Raises:
+    ValueError: for another shape, method or scale, a point that is not finite,
+      an objective that has no logarithm, or no replicates.
+
+  Examples:
+    >>> import mopt
+    >>> runs = [
+    ...     [[0.0, 1.0], [0.1, 0.2], [0.5, 0.1], [1.0, 0.0]],
+    ...     [[0.0, 1.0], [0.1, 0.3], [0.5, 0.1], [1.0, 0.0]],
+    ... ]
+    >>> print(mopt.knee_bootstrap(runs))
+    [0. 1. 0. 0.]
+
+  References:
+    Efron, `Bootstrap methods: another look at the jackknife
+    <https://doi.org/10.1214/aos/1176344552>`_, 1979.
+  """
+  runs = np.asarray(points, np.float64)
+  if runs.ndim != 3 or len(runs) == 0 or runs.shape[2] != 2:
+    raise ValueError(
+      f'points must be [S, n, 2] with S >= 1, got shape {runs.shape}.'
+    )
+  if not np.isfinite(runs).all():
+    raise ValueError('points must be finite, got NaN or an infinite one.')
+  if not isinstance(num_samples, int) or num_samples < 1:
+    raise ValueError(f'num_samples must be an integer >= 1, got {num_samples}.')
+  _check_words(method, scale)
+  runs = _on_scale(runs, scale)
+  random = np.random.default_rng(seed)
+  counts = np.zeros(runs.shape[1])
+  for _ in range(num_samples):
+    drawn = random.integers(len(runs), size=len(runs))
+    index = knee(runs[drawn].mean(axis=0), method)
+    if index is not None:
+      counts[index] += 1
+  return counts / num_samples
+
+
+def _normalised_front(
+  points: np.ndarray, scale: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+  """The different points of a front: indices, x and y, `[k]` each.
+
+  Sorted by x, from (0, 1) to (1, 0). `None` for less than three.
+  """
+  indices = np.flatnonzero(nondominated(points))
+  _, first = np.unique(points[indices], axis=0, return_index=True)
+  indices = indices[first]
+  if len(indices) < 3:
+    return None
+  front = _on_scale(points[indices], scale)
+  extent = np.ptp(front, axis=0)
+  if not extent.all():
+    return None  # logarithms so close that they round to one number
+  x, y = ((front - front.min(axis=0)) / extent).T
+  return indices, x, y
+
+
+def _on_scale(points: np.ndarray, scale: str) -> np.ndarray:
+  """Points `[..., 2]`, the second objective on the scale of `knee`."""
+  if scale == 'linear':
+    return points
+  first, second = points[..., 0], points[..., 1]
+  if not (second > 0).all():
+    raise ValueError(
+      f"scale='log' needs a positive second objective, got {second.min()}."
+    )
+  return np.stack([first, np.log(second)], axis=-1)
+
+
+def _check_words(method: str, scale: str) -> None:
+  if method not in ('chord', 'tradeoff'):
+    raise ValueError(f"method must be 'chord' or 'tradeoff', got {method!r}.")
+  if scale not in ('linear', 'log'):
+    raise ValueError(f"scale must be 'linear' or 'log', got {scale!r}.")
 
 
 def _check_points(points: ArrayLike, m: int | None = None) -> np.ndarray:

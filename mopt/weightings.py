@@ -40,18 +40,8 @@ def fixed_weights(weights: jax.typing.ArrayLike) -> Weighting:
   References:
     Reiners et al., 2020, equations (2) and (7).
   """
+  check_weights(weights)
   values = jnp.asarray(weights, jnp.float32)
-  if values.ndim != 1 or len(values) < 2:
-    raise ValueError(
-      f'weights must be [m] with m >= 2, got shape {values.shape}.'
-    )
-  # What is not traced can be looked at, within a traced function too.
-  if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(weights)):
-    known = np.asarray(weights, np.float64)
-    if not (np.isfinite(known) & (known >= 0)).all():
-      raise ValueError(
-        f'weights must be finite and non-negative, got {known.tolist()}.'
-      )
 
   def weighting(gramian: jax.Array) -> jax.Array:
     if gramian.shape != 2 * values.shape:
@@ -61,3 +51,25 @@ def fixed_weights(weights: jax.typing.ArrayLike) -> Weighting:
     return values
 
   return weighting
+
+
+def check_weights(weights: jax.typing.ArrayLike) -> None:
+  """Raises unless weights are `[m]`, m >= 2, non-negative and finite."""
+  shape = jnp.asarray(weights).shape
+  if len(shape) != 1 or shape[0] < 2:
+    raise ValueError(f'weights must be [m] with m >= 2, got shape {shape}.')
+  known = known_values(weights)
+  if known is not None and not (np.isfinite(known) & (known >= 0)).all():
+    raise ValueError(
+      f'weights must be finite and non-negative, got {known.tolist()}.'
+    )
+
+
+def known_values(array: jax.typing.ArrayLike) -> np.ndarray | None:
+  """An array as float64, or `None` if it is traced.
+
+  What is not traced can be looked at, within a traced function too.
+  """
+  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(array)):
+    return None
+  return np.asarray(array, np.float64)

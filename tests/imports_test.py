@@ -13,7 +13,15 @@ import mopt
 
 ROOT = pathlib.Path(__file__).parents[1]
 CORE = {'jax', 'optax', 'numpy', 'chex'}
-NUMERICS = ('min_norm', 'pareto', 'masks', 'objectives', 'search')
+NUMERICS = (
+  'masks',
+  'min_norm',
+  'objectives',
+  'pareto',
+  'scalarizations',
+  'search',
+  'weightings',
+)
 
 
 def module_name(path):

@@ -1,5 +1,7 @@
 """Fronts, hypervolumes and knees, against definitions and moocore."""
 
+from fractions import Fraction
+import itertools
 import math
 
 from hypothesis import example
@@ -123,6 +125,14 @@ def test_hypervolume_by_hand(points, area):
   assert mopt.hypervolume(points, reference=[3, 3]) == area
 
 
+def test_of_points_that_tie_in_one_objective_the_better_one_stays():
+  points = [[1, 3], [1, 2], [2, 2], [3, 1], [3, 1], [4, 1]]
+  keep = [False, True, False, True, True, False]
+  assert mopt.nondominated(points).tolist() == keep
+  third = np.column_stack([points, np.zeros(6)])
+  assert mopt.nondominated(third).tolist() == keep
+
+
 @st.composite
 def many_objectives(draw, coordinate, min_size=1):
   m = draw(st.integers(3, 5))
@@ -151,6 +161,17 @@ def test_hypervolume_of_many_objectives_against_moocore(points):
   actual = mopt.hypervolume(points, reference)
   assert isinstance(actual, float)
   assert actual == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(many_objectives(integers) | points_of(integers, 1).map(as_array))
+def test_duplicates_add_no_volume_and_stay_on_the_front(points):
+  twice = np.concatenate([points, points[::-1]])
+  reference = np.full(points.shape[1], 5.0)
+  area = mopt.hypervolume(points, reference)
+  assert mopt.hypervolume(twice, reference) == area
+  once, again = np.split(mopt.nondominated(twice), 2)
+  np.testing.assert_array_equal(once, again[::-1])
+  np.testing.assert_array_equal(once, mopt.nondominated(points))
 
 
 def test_hypervolume_of_three_objectives_by_hand():
@@ -253,6 +274,45 @@ def test_a_line_has_no_knee(method, offset):
 def test_the_first_of_equal_points_is_the_knee(method):
   points = [[1, 0], [0.1, 0.2], [0, 1], [0.1, 0.2], [1, 0], [0.1, 0.2]]
   assert mopt.knee(points, method) == 1
+
+
+# The same from both axes: each method finds two turns of one size.
+MIRRORED = [[0, 10], [1, 4], [4, 1], [10, 0]]
+
+
+@METHODS
+@SCALES
+@pytest.mark.parametrize('order', list(itertools.permutations(range(4))))
+@pytest.mark.parametrize('unit', [1, 0.1, 1 / 3])
+def test_of_equal_bulges_the_smaller_first_objective_wins(
+  method, scale, order, unit
+):
+  points = unit * np.array(MIRRORED, np.float64)[list(order)]
+  if scale == 'log':
+    points[:, 1] = np.exp(points[:, 1])
+  assert mopt.knee(points, method, scale) == order.index(1)
+
+
+def exact_knee(points):
+  """By Das' rule, in fractions: a point, or `None`."""
+  front = sorted({p for p, kept in zip(points, by_definition(points)) if kept})
+  if len(front) < 3:
+    return None
+  (left, top), (right, bottom) = front[0], front[-1]
+  bulges = [
+    1 - Fraction(x - left, right - left) - Fraction(y - bottom, top - bottom)
+    for x, y in front
+  ]
+  return front[bulges.index(max(bulges))] if max(bulges) > 0 else None
+
+
+@settings(max_examples=300)
+@given(points_of(st.integers(0, 12), 3, 6), st.sampled_from([1, 0.1, 1 / 3]))
+@example([(8, 2), (0, 10), (3, 5), (2, 6)], 0.1)  # a tie but for rounding
+def test_the_knee_does_not_depend_on_rounding(points, unit):
+  expected = exact_knee(points)
+  index = mopt.knee(unit * as_array(points))
+  assert index == (None if expected is None else points.index(expected))
 
 
 @METHODS
@@ -366,3 +426,114 @@ def test_a_collapsed_network_must_be_taken_out_first():
   assert knee_of_table(rows) != knee_of_table(TABLE_2C)
   with pytest.raises(ValueError, match='positive second objective'):
     knee_of_table(rows, scale='log')
+
+
+def noisy_runs(num_runs, seed=0):
+  """Runs `[S, 6, 2]` of six settings near a front with a round corner."""
+  random = np.random.default_rng(seed)
+  x = np.linspace(0.05, 1, 6)
+  front = np.stack([x, 0.02 / x + 0.1], axis=1)
+  return front * np.exp(0.25 * random.normal(size=(num_runs, 6, 2)))
+
+
+def shares_of_all_draws(runs, method, scale):
+  """The shares that infinitely many replicates have, draw by draw."""
+  num_runs, n, _ = runs.shape
+  shares = np.zeros(n)
+  for draw in itertools.product(range(num_runs), repeat=num_runs):
+    means = []
+    for setting in range(n):
+      first, second = zip(*(runs[run, setting] for run in draw))
+      is_log = scale == 'log'
+      mean = math.prod(second) ** (1 / len(draw)) if is_log else sum(second)
+      means.append((sum(first), mean))
+    index = mopt.knee(means, method, scale)
+    if index is not None:
+      shares[index] += 1 / num_runs**num_runs
+  return shares
+
+
+@METHODS
+@SCALES
+@pytest.mark.parametrize('num_runs', [2, 3, 4])
+def test_bootstrap_against_all_draws(method, scale, num_runs):
+  runs = noisy_runs(num_runs, seed=num_runs)
+  expected = shares_of_all_draws(runs, method, scale)
+  assert 0.1 < expected.max() < 0.9  # not the same knee in all draws
+  actual = mopt.knee_bootstrap(runs, 4000, 0, method, scale)
+  assert actual.shape == (6,)
+  assert actual.dtype == np.float64
+  # Five standard deviations of a share.
+  np.testing.assert_allclose(actual, expected, atol=5 * math.sqrt(0.25 / 4000))
+
+
+def test_bootstrap_on_a_log_scale_takes_the_geometric_mean():
+  # Of the setting in the middle 1 and 1e4: 100 is below the chord in decades,
+  # but the arithmetic mean, 5000.5, is above it.
+  runs = [
+    [[0, 1e4], [0.3, 1], [1, 0.5]],
+    [[0, 1e4], [0.3, 1e4], [1, 0.5]],
+  ]
+  shares = mopt.knee_bootstrap(runs, scale='log')
+  # All draws but that of the second run alone.
+  assert shares[1] == pytest.approx(0.75, abs=0.07)
+  assert shares[[0, 2]].tolist() == [0, 0]
+
+
+def test_bootstrap_draws_whole_runs():
+  # In units of 1 and of 9. Were settings drawn one by one, setting 1 of the
+  # second run would meet setting 2 of the first, and lose.
+  runs = np.array([[0, 1], [0.1, 0.1], [0.4, 0.09], [1, 0]])
+  runs = np.stack([runs, 9 * runs])
+  assert mopt.knee_bootstrap(runs).tolist() == [0, 1, 0, 0]
+
+
+@METHODS
+def test_bootstrap_of_one_run_and_of_none_that_has_a_knee(method):
+  shares = mopt.knee_bootstrap([TURN], 7, method=method)
+  assert shares.tolist() == np.eye(4)[mopt.knee(TURN, method)].tolist()
+  line = [[0, 2], [1, 1], [2, 0]]
+  assert mopt.knee_bootstrap([line, line], 7, method=method).tolist() == [0] * 3
+  assert mopt.knee_bootstrap(np.zeros((2, 0, 2))).shape == (0,)
+
+
+def test_bootstrap_repeats_itself():
+  runs = noisy_runs(5)
+  first = mopt.knee_bootstrap(runs, 200, seed=3)
+  np.testing.assert_array_equal(mopt.knee_bootstrap(runs, 200, seed=3), first)
+  assert (mopt.knee_bootstrap(runs, 200, seed=4) != first).any()
+  # Nor does the order of the settings matter.
+  backwards = mopt.knee_bootstrap(runs[:, ::-1], 200, seed=3)
+  np.testing.assert_array_equal(backwards[::-1], first)
+
+
+@given(
+  st.lists(points_of(st.integers(1, 9), 4, 4), min_size=1, max_size=3),
+  st.sampled_from(['linear', 'log']),
+)
+def test_bootstrap_shares_are_of_the_replicates(runs, scale):
+  shares = mopt.knee_bootstrap(runs, 8, scale=scale)
+  np.testing.assert_array_equal(shares * 8, np.round(shares * 8))
+  assert 0 <= shares.min() <= shares.sum() <= 1
+
+
+@pytest.mark.parametrize(
+  ('points', 'options', 'message'),
+  [
+    ([], {}, r'\[S, n, 2\] with S >= 1, got shape \(0,\)'),
+    (TURN, {}, r'got shape \(4, 2\)'),
+    (np.zeros((0, 4, 2)), {}, r'got shape \(0, 4, 2\)'),
+    (np.zeros((2, 4, 3)), {}, r'got shape \(2, 4, 3\)'),
+    ([[[0, 1], [math.nan, 2]]], {}, 'must be finite'),
+    ([[[0, 1], [math.inf, 2]]], {}, 'must be finite'),
+    ([TURN], {'num_samples': 0}, 'num_samples must be an integer >= 1, got 0'),
+    ([TURN], {'num_samples': 1.5}, 'num_samples must be .* got 1.5'),
+    ([TURN], {'method': 'elbow'}, "method must be .*'elbow'"),
+    ([TURN], {'scale': 'log2'}, "scale must be .*'log2'"),
+    ([TURN], {'scale': 'log'}, 'positive second objective'),
+    ([TURN], {'seed': -1}, 'non-negative'),
+  ],
+)
+def test_bootstrap_refuses(points, options, message):
+  with pytest.raises(ValueError, match=message):
+    mopt.knee_bootstrap(points, **options)
