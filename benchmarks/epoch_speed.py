@@ -101,31 +101,36 @@ def forward_flops(model: str) -> float:
   return flops
 
 
+def make_config(
+  model: str, optimizer: str, members: int, dtype: str = 'float32'
+) -> Config:
+  """As many l1 weights, or seeds where the optimizer finds its weights."""
+  finds = optimizer.startswith('m')
+  weights = tuple(np.geomspace(1e-5, 1e-3, members).tolist())
+  return Config(
+    model=model,
+    optimizer=optimizer,
+    l1=None if finds else weights,
+    seed=tuple(range(members)) if finds else (0,),
+    compute_dtype=dtype,
+    epochs=1000,
+    **NETWORKS[model][2],
+  )
+
+
 def epoch_caller(
-  model: str, optimizer: str, members: int, dtype: str, steps: int
+  config: Config, steps: int, devices: Sequence[jax.Device] | None = None
 ) -> Callable[[], Any]:
-  shape, _, settings = NETWORKS[model]
-  count = steps * settings['batch_size']
+  """A part of an epoch, on all devices unless told; each call goes on."""
+  shape, _, _ = NETWORKS[config.model]
+  count = steps * config.batch_size
   random = np.random.default_rng(0)
   images = random.integers(0, 256, (count, *shape), np.uint8)
   train = Split(images, random.integers(0, 10, count, np.int32))
   nothing = Split(images[:0], train.labels[:0])
   data = Dataset('random', 10, train, nothing, nothing, 127.5, 73.9)
-  finds = optimizer.startswith('m')
-  config = Config(
-    model=model,
-    optimizer=optimizer,
-    l1=None if finds else (3e-4,),
-    seed=tuple(range(members)) if finds else (0,),
-    compute_dtype=dtype,
-    epochs=1000,
-    **settings,
-  )
-  if not finds:
-    weights = tuple(np.geomspace(1e-5, 1e-3, members).tolist())
-    config = dataclasses.replace(config, l1=weights)
-  network = models.create(model, 10, jnp.dtype(dtype))
-  program = make_program(config, network, data)
+  network = models.create(config.model, 10, jnp.dtype(config.compute_dtype))
+  program = make_program(config, network, data, devices)
   state = program.prune(program.init())
 
   def call():
@@ -143,7 +148,9 @@ def matmul_caller(dtype: str, size: int) -> Callable[[], Any]:
 
 
 def measure(rows, steps: dict[str, int], rounds: int, size: int):
-  epochs = [Timed(epoch_caller(*row, steps=steps[row[0]])) for row in rows]
+  epochs = [
+    Timed(epoch_caller(make_config(*row), steps[row[0]])) for row in rows
+  ]
   formats = sorted({row[3] for row in rows})
   products = {dtype: Timed(matmul_caller(dtype, size)) for dtype in formats}
   compile_s = []

@@ -62,12 +62,16 @@ _MANY = (2, 3, 4, 8, 16, 32)
 # loop what depends on them alone, such as the Gramian.
 _IN_LOOP = {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'}
 
-_PENALTY = mopt.fixed_weights((1.0, 3e-4))
 _PRUNE = mopt.prune_by_magnitude(1e-3, mask=mopt.dense_kernels)
 
 
+def _penalty(gramian: jax.Array) -> jax.Array:
+  # Not at import, for an array starts JAX: then its devices are settled.
+  return mopt.fixed_weights((1.0, 3e-4))(gramian)
+
+
 def _weighted(inner: optax.GradientTransformation):
-  return optax.chain(mopt.aggregate(_PENALTY), inner)
+  return optax.chain(mopt.aggregate(_penalty), inner)
 
 
 # The transformation, its number of gradients, and for each parameter the
@@ -85,7 +89,7 @@ LENET5 = {
   'adam, weighted sum': _weighted(optax.adam(1e-3)),
   'madam': mopt.madam(1e-3),
   # Neither Gramian nor solve.
-  'madam, fixed weights': mopt.madam(1e-3, weighting=_PENALTY),
+  'madam, fixed weights': mopt.madam(1e-3, weighting=_penalty),
 }
 # Name, a row, and the row without it.
 SHARES = (

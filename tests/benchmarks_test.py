@@ -2,10 +2,14 @@
 
 import json
 import math
+import subprocess
+import sys
 
+import jax
 import pytest
 
 from benchmarks import epoch_speed
+from benchmarks import front
 from benchmarks import step_cost
 
 pytestmark = pytest.mark.slow
@@ -116,3 +120,75 @@ def test_epochs_are_timed(tmp_path):
   flops = 3 * 32 * epoch_speed.forward_flops('lenet5')
   floor_ms = flops / row['matmul_gflops'] / 1e6
   assert row['floor_ms'] == pytest.approx(floor_ms)
+
+
+@pytest.fixture(scope='module')
+def fronts(tmp_path_factory):
+  assert jax.device_count() == 4  # JAX runs: a core each would come too late.
+  path = tmp_path_factory.mktemp('front') / 'new' / 'front.json'
+  # Four programs: they need not be fast, but compiled.
+  jax.config.update('jax_disable_most_optimizations', True)
+  try:
+    front.main(['--quick', f'--out={path}'])
+  finally:
+    jax.config.update('jax_disable_most_optimizations', False)
+  assert jax.device_count() == 4
+  return json.loads(path.read_text())
+
+
+def test_fronts_are_trained_on_one_device_and_on_more(fronts):
+  assert fronts['quick'] is True
+  assert fronts['platform'] == 'cpu'
+  assert all(fronts[name] for name in ('device', 'date', 'jax', 'mopt'))
+  assert fronts['available'] == 4
+  ways = [(row['members'], row['devices']) for row in fronts['rows']]
+  # One member has no use for a second device.
+  assert ways == [(1, 1), (2, 1), (2, 2)]
+
+
+def test_fronts_are_compared_with_single_runs(fronts):
+  single, *others = fronts['rows']
+  assert single['ratio'] == single['singles'] == 1
+  # Once before each of the others, and before single runs at once.
+  assert single['n'] == 3 * others[0]['n']
+  for row in fronts['rows']:
+    assert row['steps'] == 5
+    assert row['n'] >= 3
+    assert row['ms_step'] > 0
+    assert row['iqr_ms'] >= 0
+    assert row['compile_s'] > 0
+    assert row['steps_s'] == pytest.approx(1000 / row['ms_step'])
+    ratio = row['ms_step'] / single['ms_step']
+    assert row['ratio'] == pytest.approx(ratio), row
+    assert row['singles'] == pytest.approx(row['members'] * ratio), row
+
+
+def test_single_runs_at_once_show_the_limit(fronts):
+  limit = fronts['limit']
+  assert limit['programs'] == 2  # As many as the rows have devices.
+  assert limit['n'] == fronts['rows'][1]['n']
+  assert limit['ms_alone'] == fronts['rows'][0]['ms_step']
+  speed_up = 2 * limit['ms_alone'] / limit['ms_together']
+  assert limit['limit'] == pytest.approx(speed_up)
+  assert limit['floor'] == pytest.approx(1 / speed_up)
+
+
+def test_members_of_fronts():
+  assert front.parse([]).members == (1, 2, 4, 8, 16, 26)
+  assert front.parse(['--members=3,5']).members == [3, 5]
+
+
+@pytest.mark.parametrize('members', ['', '0', '2,-1', '1.5', 'all'])
+def test_wrong_members_are_refused(members, capsys):
+  with pytest.raises(SystemExit) as error:
+    front.parse([f'--members={members}'])
+  assert error.value.code == 2
+  assert 'error' in capsys.readouterr().err
+
+
+def test_benchmarks_leave_the_devices_to_main():
+  # Where an import has started JAX, its devices can no longer be chosen.
+  code = 'import benchmarks.front, jax, train; train._make_cores_devices();'
+  code += 'jax.config.update("jax_num_cpu_devices", 3);'
+  code += 'assert jax.device_count() == 3'
+  subprocess.run([sys.executable, '-c', code], check=True)
