@@ -13,6 +13,7 @@ trains seven LeNet-5 at once on 4,000 real digits, with no download.
 import contextlib
 import dataclasses
 import datetime
+import functools
 import logging
 import os
 import pathlib
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
+from absl import logging as absl_logging
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +31,12 @@ import models
 from mopt import training
 from mopt.training import caches
 from mopt.training import config as config_lib
+from mopt.training import signals
+from mopt.training.checkpoints import Damaged
 from mopt.training.config import Config
+from mopt.training.members import Interrupted
+from mopt.training.resume import Busy
+from mopt.training.resume import locked
 
 FLAGS = flags.FLAGS
 
@@ -214,6 +221,13 @@ flags.DEFINE_enum(
   'and a share of each batch (data). On a CPU every core is a device. auto '
   'spreads members, and the batches of a single one but on a CPU.',
 )
+flags.DEFINE_integer(
+  'checkpoint_every',
+  Config.checkpoint_every,
+  'Epochs from one checkpoint to the next, in <workdir>/checkpoints. Ctrl-C or '
+  'SIGTERM: the epoch is finished, or left after 10 s, and the exit code is '
+  f'{signals.EXIT_CODE}; a second signal stops at once. See --resume.',
+)
 flags.DEFINE_bool(
   'profile',
   Config.profile,
@@ -261,19 +275,19 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
   'resume',
   False,
-  'Go on with the search in --workdir, which was interrupted. Of its settings '
-  'only data_dir, stream, parallel, levels and max_runs may change.',
+  'Go on in --workdir, where a run or search was interrupted: the end is the '
+  'same. Only data_dir, stream, parallel, profile and checkpoint_every may '
+  'change, and levels and max_runs of a search.',
 )
 
 
 def _resumed_workdir(config: Config, data: training.Dataset) -> pathlib.Path:
-  """The folder of a search that is to go on."""
-  if not config.is_search:
-    raise ValueError('resume=true: expected a search, see --search.')
+  """The folder of a run or search that is to go on."""
   if not FLAGS.workdir:
     raise ValueError('resume=true: expected --workdir, the folder to go on in.')
   workdir = pathlib.Path(FLAGS.workdir).expanduser()
-  training.check_resumable(config, data, workdir)
+  for line in training.check_resumable(config, data, workdir):
+    print(line)
   return workdir
 
 
@@ -329,16 +343,19 @@ def parse_flags(argv: list[str]) -> list[str]:
   return rest
 
 
-def _stop(error: Exception) -> NoReturn:
+def _stop(error: Exception, code: int = 2) -> NoReturn:
   message = ' '.join(str(error).split())
   print(f'train.py: {message}', file=sys.stderr)
-  sys.exit(2)
+  sys.exit(code)
 
 
 def main(argv: list[str]) -> None:
   del argv
   # JAX reports every platform that it looks for and does not find.
   logging.getLogger('jax').setLevel(logging.WARNING)
+  # Orbax has much to say of each checkpoint.
+  if not FLAGS['verbosity'].present:
+    absl_logging.set_verbosity(absl_logging.WARNING)
   _make_cores_devices()
   caches.keep_compiled_programs()
   try:
@@ -359,10 +376,18 @@ def main(argv: list[str]) -> None:
       workdir = _make_workdir(FLAGS.workdir)
   except ValueError as error:
     _stop(error)
+  job: Any = training.run
   if config.is_search:
-    training.search(config, model, data, workdir, resume=FLAGS.resume)
-  else:
-    training.run(config, model, data, workdir)
+    job = functools.partial(training.search, resume=FLAGS.resume)
+  try:
+    with locked(workdir), signals.stop_on_signals() as should_stop:
+      job(config, model, data, workdir, should_stop=should_stop)
+  except (Busy, Damaged) as error:
+    _stop(error)
+  except Interrupted as error:
+    _stop(error, signals.EXIT_CODE)
+  except OSError as error:  # A full disk, say; what is written is complete.
+    _stop(error, 1)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ import collections
 import functools
 
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,50 +28,9 @@ from mopt.training.epoch import make_program
 from mopt.training.epoch import Metrics
 from mopt.training.epoch import must_stream
 from mopt.training.layout import make_layout
-
-
-class Tiny(nn.Module):
-  """Layers named as LeNet-5's, at a tenth of its compilation time."""
-
-  @nn.compact
-  def __call__(self, images, train=False):
-    del train
-    x = nn.Conv(3, (3, 3), padding='VALID', name='conv1')(images[:, ::4, ::4])
-    x = nn.relu(x).reshape(len(images), -1)
-    for name, features in (('layer1', 24), ('layer2', 16)):
-      x = nn.relu(nn.Dense(features, name=name)(x))
-    return nn.Dense(10, name='layer3')(x)
-
-
-class Normed(nn.Module):
-  """Batch normalisation and dropout as in VGG, at a tenth of its time."""
-
-  dropout: float = 0.0
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, images, train=False):
-    x = nn.Conv(3, (3, 3), padding='VALID', name='conv1')(images[:, ::4, ::4])
-    x = nn.BatchNorm(
-      use_running_average=not train,
-      momentum=0.9,
-      axis_name=self.axis_name,
-      name='norm1',
-    )(nn.elu(x))
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return nn.Dense(10, name='layer1')(x.reshape(len(x), -1))
-
-
-class Dropping(nn.Module):
-  """Dropout of pixels, which leaves rows of the kernel without a gradient."""
-
-  dropout: float
-
-  @nn.compact
-  def __call__(self, images, train=False):
-    x = images.reshape(len(images), -1)
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return nn.Dense(10, name='layer1')(x)
+from tests.networks import Dropping
+from tests.networks import Normed
+from tests.networks import Tiny
 
 
 def _take(split, n):
@@ -214,11 +172,15 @@ def test_members_differ_by_seed_and_weight(digits):
   np.testing.assert_allclose(metrics.weight_2, [[1e-5, 1e-2]] * 2, rtol=1e-6)
 
 
-def test_a_run_compiles_each_function_once(digits):
-  program = _program(_config(), digits, num_devices=4)
+@pytest.mark.parametrize('parallel', ['data', 'members'])
+def test_a_run_compiles_each_function_once(digits, parallel):
+  config = _config(parallel=parallel, l1=(1e-3, 1e-2), seed=(0, 1))
+  program = _program(config, digits, 4, Dropping(0.2))
+  assert len(program.layout.devices) == 4
   state = program.prune(program.init())
   state, _ = program.epoch(state, 0)
   program.evaluate(state, 'val')
+  program.complexity(state)
   events = collections.Counter()
 
   def listener(event, duration, **kwargs):
@@ -230,6 +192,7 @@ def test_a_run_compiles_each_function_once(digits):
     for number in (1, 2):
       state, _ = program.epoch(state, number)
       program.evaluate(state, 'val')
+      program.complexity(state)
     assert events['/jax/core/compile/backend_compile_duration'] == 0
     # The listener does hear of a compilation.
     jax.jit(lambda x: x * 3 + 1)(jnp.arange(17)).block_until_ready()

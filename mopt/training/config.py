@@ -64,6 +64,7 @@ class Config:
   seed: tuple[int, ...] = (0,)
   parallel: str = 'auto'
   profile: bool = False
+  checkpoint_every: int = 1
   search: str = 'none'
   search_range: tuple[float, ...] = (1e-5, 1e-2)
   search_epochs: int | None = None
@@ -107,6 +108,7 @@ class Config:
       ('search_epochs', 1),
       ('levels', 1),
       ('max_runs', 2),
+      ('checkpoint_every', 1),
     ):
       value = getattr(self, name)
       if value is not None and value < least:

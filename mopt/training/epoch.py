@@ -41,12 +41,21 @@ _Array = jax.Array | np.ndarray
 _AXIS = 'devices'
 
 
+class Failure(NamedTuple):
+  """Where a member met a value or a gradient that is not finite."""
+
+  objective: _Array  # 0: nowhere yet, 1: the error, 2: the complexity.
+  epoch: _Array  # From 0.
+  step: _Array  # In its epoch, from 0.
+
+
 class State(NamedTuple):
   """A population between two epochs; `Layout` says what its axes are."""
 
   params: PyTree  # Leaves [S, L, ...] or [D, s, l, ...].
   model_state: PyTree  # Other variables, such as {'batch_stats': ...}; ditto.
   opt_state: optax.OptState  # Ditto.
+  failure: Failure  # Ditto. A member that has failed stays as it was.
 
   @property
   def variables(self) -> PyTree:
@@ -86,6 +95,7 @@ class Program(NamedTuple):
   epoch: Callable[[State, int], tuple[State, Metrics]]
   evaluate: Callable[[State, str], Evaluation]
   complexity: Callable[[State], Complexity]
+  restore: Callable[[PyTree], State]
 
 
 def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
@@ -135,7 +145,8 @@ def make_program(
     does what comes before training and after it. `epoch(state, number)` takes
     epochs from 0 and consumes its state; `evaluate(state, split)` takes
     `'train'`, `'val'` or `'test'`, and `complexity(state)` counts. Metrics,
-    scores and counts are `[S, L]` in NumPy, whatever the layout.
+    scores and counts are `[S, L]` in NumPy, whatever the layout;
+    `restore(tree)` is the inverse of `layout.collect(state)`.
 
   Raises:
     ValueError: for a batch larger than the data, or a model that does not fit
@@ -170,7 +181,9 @@ def make_program(
     variables = dict(model.init(key, image))
     params = variables.pop('params')
     optimizer = optimizer_lib.make_optimizer(config, steps, l1)
-    return State(params, variables, optimizer.init(params))
+    opt_state = optimizer.init(params)
+    never = Failure(*jnp.zeros((3, 1), jnp.int32)[:, 0])
+    return State(params, variables, opt_state, never)
 
   # Run once, it is not worth optimising: compiling takes a fifth of the time.
   @functools.partial(
@@ -209,7 +222,7 @@ def make_program(
     functools.partial(_train, config, model, data.mean, data.std, steps, axis),
     axis_name=_AXIS,
     # A part of an epoch that is sent has its share for each device.
-    in_axes=(own, own, own, 0 if streamed else None, 0),
+    in_axes=(own, own, own, None, 0 if streamed else None, 0),
     out_axes=own,
     devices=devices,
     donate_argnums=0,
@@ -229,7 +242,9 @@ def make_program(
     for split, part in parts:
       # The host is one part ahead of the devices, and no more.
       jax.block_until_ready(metrics[-1:])
-      state, part_metrics = train(state, l1, noise, split, part)
+      state, part_metrics = train(
+        state, l1, noise, np.int32(number), split, part
+      )
       metrics.append(part_metrics)
     return state, _over_epoch(metrics, np.asarray(batches.size[0]), layout)
 
@@ -241,6 +256,7 @@ def make_program(
     epoch=epoch,
     evaluate=lambda state, split: evaluate(state.variables, split),
     complexity=lambda state: layout.collect(complexity(state.params)),
+    restore=lambda tree: place(layout.scatter(tree)),
   )
 
 
@@ -254,6 +270,7 @@ def _train(
   state: State,
   l1: jax.Array,
   noise: jax.Array,
+  epoch: jax.Array,
   split: Split,
   batches: Batches,
 ) -> tuple[State, Metrics]:
@@ -267,9 +284,9 @@ def _train(
   device = 0 if axis is None else jax.lax.axis_index(axis)
   over_l1 = jax.vmap(
     functools.partial(_step, config, model, steps, axis),
-    in_axes=(0, 0, None, None, None, None),
+    in_axes=(0, 0, None, None, None, None, None),
   )
-  over_seeds = jax.vmap(over_l1, in_axes=(0, None, 0, 0, None, None))
+  over_seeds = jax.vmap(over_l1, in_axes=(0, None, 0, 0, None, None, None))
 
   def step(state, batch):
     def draw(key):
@@ -281,7 +298,10 @@ def _train(
     move = functools.partial(augment, augmentation=augmentation)
     images = normalise(jax.vmap(move)(keys[:, 0], images), mean, std)
     examples = Split(images, split.labels[batch.chosen])
-    return over_seeds(state, l1, examples, keys[:, 1], batch.count, batch.size)
+    at = epoch, batch.step
+    return over_seeds(
+      state, l1, examples, keys[:, 1], batch.count, batch.size, at
+    )
 
   return jax.lax.scan(step, state, batches)
 
@@ -297,11 +317,12 @@ def _step(
   key: jax.Array,
   count: jax.Array,
   batch_size: jax.Array,
+  at: tuple[jax.Array, jax.Array],
 ) -> tuple[State, Metrics]:
   """One update of one member, on a device's share of a batch.
 
   `count` is 1 for examples and 0 for filling, `batch_size` the number of
-  examples on all devices.
+  examples on all devices, `at` the epoch and the step.
   """
   num_devices = 1 if axis is None else jax.lax.axis_size(axis)
 
@@ -345,7 +366,11 @@ def _step(
   norms = jnp.sqrt(jnp.diagonal(gramian))
   product = norms[0] * norms[1]
   weights = optax.tree.get(opt_state, 'AggregateState').weights
-  return State(params, model_state, opt_state), Metrics(
+  failure = _failure(state.failure, values, norms, at)
+  new = State(params, model_state, opt_state, failure)
+  is_fine = failure.objective == 0
+  kept = jax.tree.map(lambda n, o: jnp.where(is_fine, n, o), new, state)
+  return kept._replace(failure=failure), Metrics(
     objective_1=values[0],
     objective_2=values[1],
     grad_norm_1=norms[0],
@@ -360,6 +385,20 @@ def _step(
     ce=ce,
     accuracy=correct,
   )
+
+
+def _failure(
+  before: Failure,
+  values: jax.Array,
+  norms: jax.Array,
+  at: tuple[jax.Array, jax.Array],
+) -> Failure:
+  """The first failure of a member: that of now, unless there was one."""
+  good = jnp.isfinite(values) & jnp.isfinite(norms)  # [2]
+  now = jnp.where(good[0], jnp.where(good[1], 0, 2), 1).astype(jnp.int32)
+  new = Failure(now, *at)
+  keep = (before.objective != 0) | (now == 0)
+  return jax.tree.map(lambda n, o: jnp.where(keep, o, n), new, before)
 
 
 def _over_epoch(

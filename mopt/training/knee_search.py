@@ -4,9 +4,8 @@ What `mopt.search` asks for is trained as one population a level. Objectives are
 those of validation data, and the test set is scored for the knee alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -25,14 +24,12 @@ from mopt.training import results
 from mopt.training.config import Config
 from mopt.training.data import Dataset
 from mopt.training.epoch import check_fit
+from mopt.training.members import train_members
+from mopt.training.resume import check_settings
 from mopt.training.run import environment
 from mopt.training.run import run
 from mopt.training.run import selection_split
 from mopt.training.run import table
-from mopt.training.run import train_members
-
-# What a search that goes on may have otherwise than when it began.
-_MAY_CHANGE = ('data_dir', 'stream', 'parallel', 'levels', 'max_runs')
 
 
 def search(
@@ -43,6 +40,7 @@ def search(
   devices: Sequence[jax.Device] | None = None,
   console: Console | None = None,
   resume: bool = False,
+  should_stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
   """Searches for the weight of the knee, and trains that one in full.
 
@@ -60,13 +58,14 @@ def search(
     workdir: an existing folder.
     devices: see `mopt.training.epoch.make_program`.
     console: where progress and tables go; the standard output by default.
-    resume: go on with the search that lies in `workdir`. A level that was cut
-      off is trained anew, and so the end is the same.
+    resume: go on with the search that lies in `workdir`; the end is the same.
+    should_stop: see `mopt.training.run`.
 
   Returns:
     The rows of results.csv of the knee, one per seed; none without a knee.
 
   Raises:
+    Interrupted: see `mopt.training.run`, like OSError and `Damaged`.
     ValueError: if batch, data and model do not fit, or, before anything is
       written, if what is to be resumed belongs to other settings.
   """
@@ -79,10 +78,8 @@ def search(
   state = strategy.init()
   rows: list[dict[str, Any]] = []
   if resume:
-    check_resumable(config, workdir)
-    rows = _read_rows(workdir)
-    for row in rows:
-      state = _tell(config, strategy, state, [row], split)
+    check_settings(config, workdir)
+    rows, state = _replay(config, workdir, split)
   about = dataclasses.asdict(config) | {'environment': environment()}
   results.write_json(workdir / 'config.json', about)
   while not strategy.done(state):
@@ -95,9 +92,21 @@ def search(
       soft_wrap=True,
       highlight=False,
     )
+    name = f'level_{level}'
+    if done := sum(row['level'] == level for row in rows):
+      name += f'_after_{done}'  # which max_runs had cut short, and no longer
     new = _train_level(
-      config, model, data, workdir, devices, console, level, weights, split
+      config,
+      model,
+      data,
+      workdir / name,
+      devices,
+      console,
+      weights,
+      split,
+      should_stop,
     )
+    new = [{'level': level} | row for row in new]
     state = _tell(config, strategy, state, new, split)
     rows += new
     results.mark_front(rows, split)
@@ -109,8 +118,10 @@ def search(
   if knee is None:
     console.print('No knee: fewer than three points, or none below their line.')
   else:
-    found = _train_knee(config, model, data, workdir, devices, console, knee)
-    _draw(config, workdir, rows, split, found)
+    found = _train_knee(
+      config, model, data, workdir, devices, console, knee, should_stop
+    )
+  _draw(config, workdir, rows, split, found)
   seconds = round(time.perf_counter() - start, 1)
   about |= {'knee': knee, 'seconds': seconds}
   results.write_json(workdir / 'config.json', about)
@@ -135,47 +146,49 @@ def make_strategy(config: Config) -> strategies.Search:
   return strategies.stochastic_dichotomic(key, *limits, config.scalarization)
 
 
-def check_resumable(config: Config, workdir: str | os.PathLike) -> None:
-  """Raises unless a folder holds a search with these settings.
+def check_resumable(
+  config: Config, data: Dataset, workdir: str | os.PathLike
+) -> list[str]:
+  """Raises unless a folder holds a run or search with these settings.
+
+  Returns:
+    A line for each setting that differs, and may.
 
   Raises:
-    ValueError: names the first setting that differs, or says that there is no
-      search.
+    ValueError: names the first setting that differs and must not, or says that
+      nothing is there, or that results.csv is not what this search has left.
   """
-  workdir = pathlib.Path(workdir)
+  lines = check_settings(config, workdir)
+  if config.is_search:
+    split = selection_split(config, data)
+    _replay(config, pathlib.Path(workdir), split)
+  return lines
+
+
+def _replay(
+  config: Config, workdir: pathlib.Path, split: str
+) -> tuple[list[dict[str, Any]], strategies.SearchState]:
+  """The trainings in a folder, and where the strategy stands after them."""
+  strategy = make_strategy(config)
+  state = strategy.init()
+  path = workdir / 'results.csv'
   try:
-    before = json.loads((workdir / 'config.json').read_text())
-    differ = [
-      field.name
-      for field in dataclasses.fields(Config)
-      if before[field.name] != _as_json(getattr(config, field.name))
-    ]
+    rows = results.read_rows(path) if path.exists() else []
+    levels = max((row['level'] for row in rows), default=0)
+    for name, least in (('max_runs', len(rows)), ('levels', levels)):
+      most = getattr(config, name)
+      if most is not None and most < least:
+        raise ValueError(f'{name}={most} and not {least}')
+    for row in rows:
+      if row['level'] != state.level + 1:
+        raise ValueError(f'level {row["level"]} after level {state.level}')
+      state = _tell(config, strategy, state, [row], split)
+  # The last two: not the cells that a search writes.
   except (OSError, ValueError, LookupError, TypeError) as error:
     raise ValueError(
-      f'workdir={workdir}: expected the folder of a search to resume ({error}).'
+      f'{path}: expected the trainings of this search ({error}).'
     ) from error
-  # A grid is made of its size.
-  may_change = _MAY_CHANGE[:3] if config.search == 'grid' else _MAY_CHANGE
-  for name in differ:
-    if name not in may_change:
-      raise ValueError(
-        f'{name}={getattr(config, name)}: expected {before[name]}, as in '
-        f'{workdir}/config.json, or another workdir.'
-      )
-
-
-def _as_json(value):
-  return list(value) if isinstance(value, tuple) else value
-
-
-def _read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  path = workdir / 'results.csv'
-  if not path.exists():
-    return []
-  return [
-    {name: math.nan if value is None else value for name, value in row.items()}
-    for row in results.read_csv(path)
-  ]
+  return rows, state
 
 
 def _tell(config, strategy, state, rows, split) -> strategies.SearchState:
@@ -199,12 +212,8 @@ def _objectives(config: Config, row, split: str) -> tuple[float, float]:
 
 
 def _train_level(
-  config, model, data, workdir, devices, console, level, weights, split
+  config, model, data, folder, devices, console, weights, split, should_stop
 ) -> list[dict[str, Any]]:
-  folder = workdir / f'level_{level}'
-  if folder.exists():  # of a search that was cut off
-    shutil.rmtree(folder)
-  folder.mkdir()
   settings = dataclasses.replace(
     config,
     search='none',
@@ -212,29 +221,45 @@ def _train_level(
     seed=config.seed[:1],
     epochs=config.search_epochs or max(1, config.epochs // 3),
   )
+  _keep_if_of(settings, folder)
   rows = train_members(
-    settings, model, data, folder, devices, console, ('train', 'val', split)
+    settings,
+    model,
+    data,
+    folder,
+    devices,
+    console,
+    ('train', 'val', split),
+    should_stop,
   )
-  return [{'level': level} | row for row in rows]
+  shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+  return rows
+
+
+def _keep_if_of(settings: Config, folder: pathlib.Path) -> None:
+  """Keeps what a search that was cut off has left, if it may go on with it."""
+  if folder.exists():
+    try:
+      check_settings(settings, folder)
+      return
+    except ValueError:  # of other weights, or not even that
+      shutil.rmtree(folder)
+  folder.mkdir()
+  results.write_json(folder / 'config.json', dataclasses.asdict(settings))
 
 
 def _train_knee(
-  config, model, data, workdir, devices, console, knee
+  config, model, data, workdir, devices, console, knee, should_stop
 ) -> list[dict[str, Any]]:
   folder = workdir / f'knee_l1_{knee:g}'
-  if (folder / 'results.csv').exists():
-    console.print(f'{folder}: trained already.', soft_wrap=True)
-    return results.read_csv(folder / 'results.csv')
-  if folder.exists():
-    shutil.rmtree(folder)
-  folder.mkdir()
   console.print(
     f'knee: l1 {knee:.3g}, now {config.epochs} epochs with seed '
     f'{",".join(map(str, config.seed))}',
     highlight=False,
   )
   settings = dataclasses.replace(config, search='none', l1=(knee,))
-  return run(settings, model, data, folder, devices, console)
+  _keep_if_of(settings, folder)
+  return run(settings, model, data, folder, devices, console, should_stop)
 
 
 def hypervolumes(rows: Sequence[dict[str, Any]], split: str) -> list[float]:

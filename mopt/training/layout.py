@@ -37,22 +37,29 @@ class Layout(NamedTuple):
 
   def seeds(self, of_seed: Any) -> Any:
     """From `[S, ...]` to `[D, s, ...]` if members are spread."""
-    return self._cut(of_seed, 0)
+    return of_seed if self.grid is None else of_seed[self._places(0)]
 
   def weights(self, of_weight: Any) -> Any:
     """From `[L, ...]` to `[D, l, ...]` if members are spread."""
-    return self._cut(of_weight, 1)
+    return of_weight if self.grid is None else of_weight[self._places(1)]
 
-  def _cut(self, values: Any, axis: int) -> Any:
-    if self.grid is None:
-      return values
+  def _places(self, axis: int) -> np.ndarray:
+    """Which seeds, or weights, each device has: `[D, s]` or `[D, l]`."""
+    assert self.grid is not None
     length, parts = self.size[axis], self.grid[axis]
     share = -(-length // parts)
     # What is left over is filled up by the last one, whose copies are ignored.
     chosen = np.minimum(np.arange(parts * share), length - 1)
     device = np.arange(len(self.devices))
     part = device % parts if axis else device // self.grid[1]
-    return values[chosen.reshape(parts, share)[part]]
+    return chosen.reshape(parts, share)[part]
+
+  def scatter(self, tree: PyTree) -> PyTree:
+    """From NumPy leaves `[S, L, ...]` to those of a population."""
+    if self.grid is None:
+      return tree
+    seeds, weights = self._places(0), self._places(1)
+    return jax.tree.map(lambda x: x[seeds[:, :, None], weights[:, None]], tree)
 
   def collect(self, tree: PyTree) -> PyTree:
     """From leaves of a population to NumPy, `[S, L, ...]`."""

@@ -119,11 +119,14 @@ def load(path: str | os.PathLike) -> Network:
 
 
 def is_collapsed(row: dict[str, Any]) -> bool:
-  """Whether a member has failed: diverged, or without a dense layer.
+  """Whether a member has failed: diverged, at chance, or without a layer.
 
   A dense layer without a nonzero weight passes nothing on, so the network
-  answers the same to every picture.
+  answers the same to every picture. Chance, the share of the most frequent
+  class, is what `status` knows of.
   """
+  if row.get('status', 'ok') != 'ok':
+    return True
   layers = [n for name, n in row.items() if name.startswith('nonzeros_')]
   finite = math.isfinite(row['ce_train']) and math.isfinite(row['l1_norm'])
   return not finite or min(layers, default=row['nonzeros']) == 0
@@ -187,24 +190,38 @@ def write_csv(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
   _replace(path, write)
 
 
-def read_csv(path: str | os.PathLike) -> list[dict[str, int | float | None]]:
+def read_csv(path: str | os.PathLike) -> list[dict[str, Any]]:
   """Reads what `write_csv` has written; `None` for an empty cell."""
 
-  def number(cell):
-    try:
-      return int(cell)
-    except ValueError:
-      return float(cell) if cell else None
+  def value(cell):
+    for number in (int, float):
+      try:
+        return number(cell)
+      except ValueError:
+        pass
+    return cell or None
 
   with pathlib.Path(path).open(newline='') as file:
     return [
-      {name: number(cell) for name, cell in row.items()}
+      {name: value(cell) for name, cell in row.items()}
       for row in csv.DictReader(file)
     ]
 
 
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The rows of a results.csv: what was not measured is NaN."""
+  return [
+    {k: math.nan if v is None and k != 'l1' else v for k, v in row.items()}
+    for row in read_csv(path)
+  ]
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  text = json.dumps(value, indent=2) + '\n'
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a file, whole or not at all."""
   _replace(path, lambda file: file.write(text.encode()))
 
 

@@ -1,0 +1,205 @@
+"""Checkpoints that are whole or not used.
+
+Orbax writes them, in the background and under another name until they are
+complete. It does not notice a bit that has flipped since then: so a last file
+holds the SHA-256 of all others, and what does not agree with it is not read.
+"""
+
+from collections.abc import Callable
+import hashlib
+import json
+import os
+import pathlib
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+_DIGESTS = 'sha256.json'
+
+
+class Damaged(ValueError):
+  """No checkpoint can be used."""
+
+
+class Checkpoints:
+  """The checkpoints of a run, one folder per epoch, named by its number.
+
+  Two are kept, and the one with the largest score.
+
+  Args:
+    folder: made at the first `save`.
+  """
+
+  def __init__(self, folder: str | os.PathLike):
+    self.folder = pathlib.Path(folder).resolve()
+    self._manager: Any = None
+    self._thread: threading.Thread | None = None
+    self._error: Exception | None = None
+
+  def save(self, epoch: int, tree: PyTree, score: float) -> None:
+    """Starts to write a tree of NumPy arrays.
+
+    Raises:
+      OSError: if this or the last one cannot be written.
+    """
+    self.finish()
+    # Imported late: it takes seconds, which the first epoch would wait for.
+    import orbax.checkpoint as ocp
+
+    try:
+      if self._manager is None:
+        self._manager = _make_manager(self.folder)
+      self._manager.save(
+        epoch, args=ocp.args.StandardSave(tree), metrics={'score': score}
+      )
+    except Exception as error:
+      raise OSError(f'{self.folder}/{epoch}: {error}') from error
+    self._thread = threading.Thread(target=self._seal, args=(epoch,))
+    self._thread.start()
+
+  def _seal(self, epoch: int) -> None:
+    try:
+      self._manager.wait_until_finished()
+      digests = _digests(self.folder / str(epoch))
+      path = self.folder / str(epoch) / _DIGESTS
+      part = path.with_suffix('.part')
+      part.write_text(json.dumps(digests))
+      os.replace(part, path)
+    except Exception as error:  # For the thread that called.
+      self._error = error
+
+  def finish(self) -> None:
+    """Waits until everything is on disk.
+
+    Raises:
+      OSError: if it could not be written.
+    """
+    if self._thread is not None:
+      self._thread.join()
+      self._thread = None
+    if self._error is not None:
+      error, self._error = self._error, None
+      raise OSError(f'{self.folder}: {error}') from error
+
+  def close(self) -> None:
+    """`finish`, and gives back what Orbax holds."""
+    try:
+      self.finish()
+    finally:
+      if self._manager is not None:
+        self._manager.close()
+        self._manager = None
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self.close()
+
+
+def restore(
+  folder: str | os.PathLike,
+  template: PyTree,
+  warn: Callable[[str], None],
+) -> tuple[int, PyTree] | None:
+  """Reads the newest checkpoint that is whole.
+
+  Args:
+    folder: as given to `Checkpoints`.
+    template: a tree of arrays with the structure, shapes and dtypes that are
+      expected.
+    warn: called with a line for each checkpoint that is damaged or foreign.
+
+  Returns:
+    The epoch and the tree, in NumPy; `None` if nothing was ever saved.
+
+  Raises:
+    Damaged: if there are checkpoints, and none of them can be used.
+  """
+  folder = pathlib.Path(folder).resolve()
+  epochs = sorted(
+    (int(path.name) for path in folder.glob('*') if path.name.isdecimal()),
+    reverse=True,
+  )
+  for epoch in epochs:
+    path = folder / str(epoch)
+    reason = _damage(path)
+    if reason is None:
+      try:
+        return epoch, _read(path, template)
+      except Exception as error:  # Orbax has no class of its own for it.
+        reason = ' '.join(str(error).split())[:200]
+    warn(f'{path}: not used, {reason}.')
+  if not epochs:
+    return None
+  raise Damaged(
+    f'{folder}: expected a checkpoint that is whole; delete the folder to '
+    'start anew.'
+  )
+
+
+def _make_manager(folder: pathlib.Path):
+  import orbax.checkpoint as ocp
+  from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+  policy = keep.AnyPreservationPolicy(
+    [
+      keep.LatestN(2),
+      keep.BestN(get_metric_fn=lambda metrics: metrics['score'], n=1),
+    ]
+  )
+  options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+  return ocp.CheckpointManager(folder, options=options)
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+  mine = (_DIGESTS, pathlib.Path(_DIGESTS).with_suffix('.part').name)
+  return sorted(
+    file
+    for file in path.rglob('*')
+    if file.is_file() and not (file.parent == path and file.name in mine)
+  )
+
+
+def _digests(path: pathlib.Path) -> dict[str, str]:
+  return {
+    file.relative_to(path).as_posix(): hashlib.sha256(
+      file.read_bytes()
+    ).hexdigest()
+    for file in _files(path)
+  }
+
+
+def _damage(path: pathlib.Path) -> str | None:
+  """What is wrong with the files of a checkpoint."""
+  try:
+    expected = json.loads((path / _DIGESTS).read_text())
+    found = _digests(path)
+    names = sorted(expected.keys() | found.keys())
+    differ = [n for n in names if expected.get(n) != found.get(n)]
+  except FileNotFoundError:
+    return f'{_DIGESTS} is missing: it was not finished'
+  except (OSError, ValueError, AttributeError) as error:
+    return f'{_DIGESTS} cannot be read ({error})'
+  return f'{differ[0]} is damaged' if differ else None
+
+
+def _read(path: pathlib.Path, template: PyTree) -> PyTree:
+  import orbax.checkpoint as ocp
+
+  with ocp.StandardCheckpointer() as reader:
+    tree = reader.restore(path / 'default', template)
+  # Orbax may pad and cast where a template differs.
+  for (key, expected), found in zip(
+    jax.tree_util.tree_leaves_with_path(template), jax.tree.leaves(tree)
+  ):
+    if (np.shape(found), found.dtype) != (np.shape(expected), expected.dtype):
+      raise ValueError(
+        f'{jax.tree_util.keystr(key)} is {found.dtype}{np.shape(found)}, '
+        f'expected {expected.dtype}{np.shape(expected)}'
+      )
+  return tree

@@ -1,0 +1,346 @@
+"""A population from its first epoch to its last: the loop and its logs."""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import json
+import math
+import pathlib
+import shutil
+from typing import Any
+
+from flax import linen as nn
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn
+from rich.progress import MofNCompleteColumn
+from rich.progress import Progress
+from rich.progress import TextColumn
+from rich.progress import TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+
+import mopt
+from mopt.masks import masked_leaves
+from mopt.training import checkpoints
+from mopt.training import epoch as epoch_lib
+from mopt.training import optimizer as optimizer_lib
+from mopt.training import results
+from mopt.training.batches import steps_per_epoch
+from mopt.training.config import Config
+from mopt.training.data import Dataset
+from mopt.training.evaluation import Evaluation
+from mopt.training.layout import Layout
+
+
+class Interrupted(Exception):
+  """A run was asked to stop, and can go on from where it is."""
+
+
+def train_members(
+  config: Config,
+  model: nn.Module,
+  data: Dataset,
+  workdir: pathlib.Path,
+  devices: Sequence[jax.Device] | None,
+  console: Console,
+  splits: Sequence[str] = ('train', 'val', 'test'),
+  should_stop: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
+  """Trains a population, with logs, checkpoints and `members/` in `workdir`.
+
+  Where there are checkpoints it goes on after the last of them.
+
+  Returns:
+    The columns of results.csv but for the front's, of the pruned networks; NaN
+    for scores on other than `splits`.
+
+  Raises:
+    Interrupted: after an epoch, if `should_stop()`.
+    OSError: if something cannot be written.
+    Damaged: if there are checkpoints and all of them are damaged.
+  """
+  program = epoch_lib.make_program(config, model, data, devices)
+  members = [(l1, seed) for seed in config.seed for l1 in config.l1_values]
+  console.print(
+    f'{len(members)} x {config.model} on {data.name} '
+    f'({len(data.train.labels):,} training examples), {config.optimizer}, '
+    f'{_devices(program.layout)} -> {workdir}',
+    soft_wrap=True,
+  )
+  state = _train(config, data, program, members, workdir, console, should_stop)
+  rows = _rows(members, data, program, state, splits)
+  variables = program.layout.collect(state.variables)
+  _save_members(workdir / 'members', config, data, members, variables)
+  return rows
+
+
+def _devices(layout: Layout) -> str:
+  number = len(layout.devices)
+  use = 'members on' if layout.is_spread else 'batches on'
+  kind = layout.devices[0].platform.upper()
+  return f'{use} {number} {kind} device{"s" if number > 1 else ""}'
+
+
+def _train(
+  config: Config,
+  data: Dataset,
+  program: epoch_lib.Program,
+  members: Sequence[tuple[float | None, int]],
+  workdir: pathlib.Path,
+  console: Console,
+  should_stop: Callable[[], bool],
+) -> epoch_lib.State:
+  """All epochs, with progress and logs; returns the pruned networks."""
+  steps = steps_per_epoch(config, len(data.train.labels))
+  rate = optimizer_lib.learning_rate(config, steps)
+  layout = program.layout
+
+  def log_histograms(epoch, when, state):
+    head = {'epoch': epoch, 'when': when}
+    params = layout.collect(state.params)
+    records = _histogram_records(members, head, params)
+    results.append_jsonl(workdir / 'histograms.jsonl', records)
+
+  start, state = _start(program, workdir, console)
+  if start == 0:
+    log_histograms(0, 'initial', state)
+    state = program.prune(state)
+    log_histograms(0, 'pruned', state)
+  with (
+    checkpoints.Checkpoints(workdir / 'checkpoints') as saved,
+    _progress(console) as progress,
+  ):
+    task = progress.add_task(
+      'compiling, first epoch', total=config.epochs, completed=start
+    )
+    for number in range(start, config.epochs):
+      failed = layout.collect(state.failure.objective)
+      with _profiled(config, number, workdir):
+        state, metrics = program.epoch(state, number)
+      val = program.evaluate(state, 'val')
+      counts = program.complexity(state)
+      if (number + 1) % 5 == 0 and number + 1 < config.epochs:
+        log_histograms(number + 1, 'epoch', state)
+      head = {
+        'epoch': number + 1,
+        'learning_rate': np.asarray(rate(number * steps)).item(),
+      }
+      results.append_jsonl(
+        workdir / 'metrics.jsonl',
+        _epoch_records(members, head, metrics, val, counts),
+      )
+      summary = _summary(metrics, val, counts)
+      progress.update(task, advance=1, description=summary)
+      if not console.is_terminal:
+        console.print(
+          f'epoch {number + 1}/{config.epochs}  {summary}', soft_wrap=True
+        )
+      _report_failures(members, failed, layout.collect(state.failure), console)
+      stop = should_stop()
+      is_last = number + 1 == config.epochs
+      if stop or is_last or (number + 1) % config.checkpoint_every == 0:
+        tree = layout.collect(state)
+        saved.save(number + 1, tree, _score(tree, metrics, val, counts))
+      if stop and not is_last:
+        saved.finish()
+        raise Interrupted(f'{workdir}: stopped after epoch {number + 1}.')
+  state = program.prune(state)
+  log_histograms(config.epochs, 'final', state)
+  return state
+
+
+def _start(
+  program: epoch_lib.Program, workdir: pathlib.Path, console: Console
+) -> tuple[int, epoch_lib.State]:
+  """The number of epochs that are done, and the state after them.
+
+  Logs of what comes after the checkpoint are taken out of the files.
+  """
+  state = program.init()
+  folder = workdir / 'checkpoints'
+  found = None
+  if folder.exists():
+    template = program.layout.collect(state)
+    warn = lambda line: console.print(line, soft_wrap=True, highlight=False)
+    found = checkpoints.restore(folder, template, warn)
+  epoch = 0 if found is None else found[0]
+  for name in ('metrics.jsonl', 'histograms.jsonl'):
+    _cut_log(workdir / name, epoch)
+  if (workdir / 'members').exists():  # half of them, or without results.csv
+    shutil.rmtree(workdir / 'members')
+  if found is None:
+    return 0, state
+  console.print(f'going on after epoch {epoch}', highlight=False)
+  return epoch, program.restore(found[1])
+
+
+def _cut_log(path: pathlib.Path, epoch: int) -> None:
+  """Takes out what comes after a checkpoint, and a line cut in half."""
+  if not path.exists():
+    return
+
+  def is_kept(line):
+    try:
+      record = json.loads(line)
+    except ValueError:
+      return False
+    return record['epoch'] <= epoch and record.get('when') != 'final'
+
+  lines = path.read_text().splitlines() if epoch else []
+  results.write_text(path, ''.join(f'{x}\n' for x in lines if is_kept(x)))
+
+
+def _report_failures(members, before, failure, console) -> None:
+  for index in np.flatnonzero(before != failure.objective).tolist():
+    l1, seed = members[index]
+    name = 'found weights' if l1 is None else f'l1 {l1:g}'
+    console.print(
+      f'{name}, seed {seed}: stopped, {_describe_failure(failure, index)}; '
+      'the network before that step is kept',
+      soft_wrap=True,
+      highlight=False,
+    )
+
+
+def _describe_failure(failure: epoch_lib.Failure, index: int) -> str:
+  objective, epoch, step = (int(x.ravel()[index]) for x in failure)
+  name = ('error', 'complexity')[objective - 1]
+  return (
+    f'objective {objective} ({name}) or its gradient is not finite in epoch '
+    f'{epoch + 1} step {step + 1}'
+  )
+
+
+def _score(tree, metrics, val, counts) -> float:
+  """Hypervolume of the population, in (error, ln nonzeros)."""
+  accuracy = metrics.accuracy if np.isnan(val.accuracy).any() else val.accuracy
+  nonzeros = np.maximum(counts.nonzeros.total, 1)
+  points = np.column_stack([1 - accuracy.ravel(), np.log(nonzeros.ravel())])
+  one = next(_by_member(tree.params))
+  total = sum(x.size for _, x in masked_leaves(mopt.dense_kernels, one))
+  points = points[np.isfinite(points).all(axis=1)]
+  return mopt.hypervolume(points, (1.0, math.log(total) + 1))
+
+
+def _profiled(config: Config, number: int, workdir: pathlib.Path):
+  """Traces the second epoch, or the only one, which compiles."""
+  if not config.profile or number != min(1, config.epochs - 1):
+    return contextlib.nullcontext()
+  return jax.profiler.trace(workdir / 'profile', create_perfetto_trace=True)
+
+
+def _progress(console: Console) -> Progress:
+  return Progress(
+    TextColumn('epoch'),
+    MofNCompleteColumn(),
+    BarColumn(bar_width=20),
+    TimeElapsedColumn(),  # a sign of life in a long epoch
+    TextColumn('<'),
+    TimeRemainingColumn(),
+    TextColumn('{task.description}'),
+    console=console,
+    disable=not console.is_terminal,
+  )
+
+
+def _range(values: np.ndarray, form: str) -> str:
+  low, high = values.min(), values.max()
+  text = format(low, form)
+  return text if low == high else f'{text}..{format(high, form)}'
+
+
+def _summary(metrics, val, counts) -> str:
+  has_val = not np.isnan(val.ce).any()
+  accuracy = val.accuracy if has_val else metrics.accuracy
+  return (
+    f'loss {_range(metrics.ce, ".3f")}  '
+    f'{"val" if has_val else "train"} accuracy {_range(accuracy, ".3f")}  '
+    f'nonzeros {_range(counts.nonzeros.total, ",")}'
+  )
+
+
+def _epoch_records(members, head, metrics, val, counts):
+  nonzeros, l1_norm = counts
+  columns = metrics._asdict() | {
+    'ce_val': val.ce,
+    'accuracy_val': val.accuracy,
+    'l1_norm': l1_norm,
+    'nonzeros': nonzeros.total,
+  }
+  columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
+  flat = {name: column.ravel().tolist() for name, column in columns.items()}
+  return [
+    head
+    | {'l1': l1, 'seed': seed}
+    | {name: column[index] for name, column in flat.items()}
+    for index, (l1, seed) in enumerate(members)
+  ]
+
+
+def _layer_name(path: str) -> str:
+  return path.removesuffix('/kernel').replace('/', '_')
+
+
+def _layer(path: str) -> str:
+  return f'nonzeros_{_layer_name(path)}'
+
+
+def _histogram_records(members, head, params) -> list[dict[str, Any]]:
+  records = []
+  for (l1, seed), tree in zip(members, _by_member(params)):
+    for path, kernel in masked_leaves(mopt.dense_kernels, tree):
+      about = head | {'l1': l1, 'seed': seed, 'layer': _layer_name(path)}
+      records.append(about | results.weight_histogram(kernel))
+  return records
+
+
+def _by_member(tree) -> Iterator[Any]:
+  """The tree of each member, from leaves `[S, L, ...]` in NumPy."""
+  leaves, structure = jax.tree.flatten(tree)
+  flat = (x.reshape(-1, *x.shape[2:]) for x in leaves)
+  return (jax.tree.unflatten(structure, member) for member in zip(*flat))
+
+
+def _rows(members, data, program, state, splits) -> list[dict[str, Any]]:
+  nonzeros, l1_norm = program.complexity(state)
+  unknown = Evaluation(*[np.full(program.layout.size, np.nan)] * 2)
+  scores = {
+    s: program.evaluate(state, s) if s in splits else unknown
+    for s in results.SPLIT_NAMES
+  }
+  columns = {f'ce_{split}': score.ce for split, score in scores.items()}
+  columns |= {'l1_norm': l1_norm, 'nonzeros': nonzeros.total}
+  columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
+  columns |= {f'acc_{split}': score.accuracy for split, score in scores.items()}
+  flat = {k: np.asarray(v).ravel().tolist() for k, v in columns.items()}
+  rows = [
+    {'l1': l1, 'seed': seed} | {k: v[index] for k, v in flat.items()}
+    for index, (l1, seed) in enumerate(members)
+  ]
+  failure = program.layout.collect(state.failure)
+  chance = np.bincount(data.train.labels).max() / len(data.train.labels)
+  for index, row in enumerate(rows):
+    if failure.objective.ravel()[index]:
+      row['status'] = _describe_failure(failure, index)
+    elif results.is_collapsed(row) or row['acc_train'] <= chance + 1e-6:
+      row['status'] = 'collapsed'
+    else:
+      row['status'] = 'ok'
+  return rows
+
+
+def _save_members(folder, config: Config, data: Dataset, members, variables):
+  folder.mkdir()
+  for (l1, seed), member in zip(members, _by_member(variables)):
+    weight = config.optimizer if l1 is None else f'l1_{l1:g}'
+    results.save(
+      folder / f'{weight}_seed_{seed}.npz',
+      results.Network(
+        variables=member,
+        model=config.model,
+        num_classes=data.num_classes,
+        image_shape=data.train.images.shape[1:],
+        mean=data.mean,
+        std=data.std,
+      ),
+    )

@@ -1,0 +1,83 @@
+"""Going on in a folder: nobody else is in it, and its settings are ours."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+
+from mopt.training.config import Config
+
+# What may be otherwise than when a run began: it changes no result but by
+# rounding.
+_MAY_CHANGE = ('data_dir', 'stream', 'parallel', 'profile', 'checkpoint_every')
+# A search may get more trainings; but a grid is made of their number.
+_MAY_CHANGE_SEARCH = ('levels', 'max_runs')
+
+
+class Busy(ValueError):
+  """Another process is at work in a folder."""
+
+
+def check_settings(config: Config, workdir: str | os.PathLike) -> list[str]:
+  """Raises unless a folder holds a run or search with these settings.
+
+  Returns:
+    A line for each setting that differs, and may.
+
+  Raises:
+    ValueError: names the first setting that differs and must not, or says that
+      nothing is there.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  try:
+    before = json.loads(path.read_text())
+    differ = {
+      field.name: before.get(field.name, field.default)
+      for field in dataclasses.fields(Config)
+    }
+  except (OSError, ValueError, AttributeError) as error:
+    raise ValueError(
+      f'workdir={workdir}: expected the folder of a run to resume ({error}).'
+    ) from error
+  may_change = _MAY_CHANGE
+  if config.search not in ('none', 'grid'):
+    may_change += _MAY_CHANGE_SEARCH
+  lines = []
+  for name, old in differ.items():
+    new = getattr(config, name)
+    if _as_json(new) == _as_json(old):
+      continue
+    if name not in may_change:
+      raise ValueError(
+        f'{name}={new}: expected {old}, as in {path}, or another workdir.'
+      )
+    lines.append(f'{name}={new}, was {old}')
+  return lines
+
+
+def _as_json(value):
+  return list(value) if isinstance(value, tuple) else value
+
+
+@contextlib.contextmanager
+def locked(workdir: str | os.PathLike) -> Iterator[None]:
+  """Keeps a folder for one process, until it ends, however it does.
+
+  Raises:
+    Busy: if another process has it.
+  """
+  folder = os.open(workdir, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise Busy(
+        f'workdir={workdir}: expected a folder that no other process is '
+        'training in.'
+      ) from error
+    yield
+  finally:
+    os.close(folder)

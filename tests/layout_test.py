@@ -1,0 +1,263 @@
+"""Members spread over devices: who has whom, and that nothing else changes."""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import chex
+from hypothesis import given
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from mopt.training import batches as batches_lib
+from mopt.training import Config
+from mopt.training import load_dataset
+from mopt.training.batches import make_batches
+from mopt.training.batches import spread
+from mopt.training.epoch import make_program
+from mopt.training.layout import make_layout
+from tests.networks import Dropping
+from tests.networks import Normed
+
+
+class _Device(NamedTuple):
+  number: int
+  platform: str = 'cpu'
+
+
+def _devices(number, platform='cpu'):
+  return [_Device(i, platform) for i in range(number)]
+
+
+def _config(seeds, weights, **kwargs):
+  l1 = tuple(1e-4 * (i + 1) for i in range(weights))
+  return Config(seed=tuple(range(seeds)), l1=l1, **kwargs)
+
+
+_SIZES = (st.integers(1, 7), st.integers(1, 9), st.integers(1, 12))
+
+
+@given(*_SIZES)
+def test_the_largest_share_is_as_small_as_can_be(seeds, weights, number):
+  layout = make_layout(_config(seeds, weights), _devices(number))
+  assert layout.size == (seeds, weights)
+  used = len(layout.devices)
+  assert layout.devices == tuple(_devices(used))
+  share = layout.weights(np.arange(weights)).shape[1]
+  share *= layout.seeds(np.arange(seeds)).shape[1]
+  # All ways to cut, and what the device with the most members has to train.
+  shares = {
+    (rows, columns): -(-seeds // rows) * -(-weights // columns)
+    for rows, columns in itertools.product(range(1, number + 1), repeat=2)
+    if rows * columns <= number
+  }
+  assert share == min(shares.values())
+  # A device more would not make it faster.
+  fewest = min(r * c for (r, c), members in shares.items() if members == share)
+  assert used == fewest <= number
+
+
+@given(*_SIZES)
+def test_members_come_back_in_their_order(seeds, weights, number):
+  layout = make_layout(_config(seeds, weights), _devices(number))
+  # As `make_program` does: each device pairs its seeds with its weights.
+  of_seed = layout.seeds(10 * np.arange(seeds))
+  of_weight = layout.weights(np.arange(weights))
+  assert len(of_seed) == len(of_weight) == len(layout.devices)
+  own = of_seed[:, :, None] + of_weight[:, None, :]
+  wide = np.stack([own, -own], axis=-1)
+  found = layout.collect({'a': own, 'b': wide})
+  expected = 10 * np.arange(seeds)[:, None] + np.arange(weights)
+  np.testing.assert_array_equal(found['a'], expected)
+  np.testing.assert_array_equal(found['b'][..., 1], -expected)
+  # And go where they came from.
+  np.testing.assert_array_equal(layout.scatter(found)['b'], wide)
+
+
+@pytest.mark.parametrize(('number', 'axes'), [(1, 3), (4, 3), (4, 2)])
+def test_a_function_of_one_member_is_mapped_over_all(number, axes):
+  parallel = 'members' if axes == 3 else 'data'
+  layout = make_layout(_config(2, 2, parallel=parallel), _devices(number))
+  shapes = []
+  layout.over_members(lambda x: shapes.append(x.shape) or x)(
+    np.zeros((*[2] * axes, 5))
+  )
+  assert shapes == [(5,)]
+
+
+@given(*_SIZES, st.sampled_from(['cpu', 'gpu']))
+def test_shared_batches_take_all_devices(seeds, weights, number, platform):
+  config = _config(seeds, weights, parallel='data')
+  layout = make_layout(config, _devices(number, platform))
+  assert layout.devices == tuple(_devices(number, platform))
+  assert not layout.is_spread
+  values = np.arange(weights)
+  assert layout.weights(values) is layout.seeds(values) is values
+  ids = np.arange(seeds * weights).reshape(seeds, weights)
+  np.testing.assert_array_equal(layout.collect({'a': ids})['a'], ids)
+
+
+@pytest.mark.parametrize(
+  ('parallel', 'platform', 'is_spread', 'used'),
+  [
+    ('auto', 'cpu', True, 1),
+    ('auto', 'gpu', False, 4),
+    ('auto', 'tpu', False, 4),
+    ('members', 'gpu', True, 1),
+    ('data', 'cpu', False, 4),
+  ],
+)
+def test_a_single_member_has_all_devices_but_on_a_cpu(
+  parallel, platform, is_spread, used
+):
+  config = _config(1, 1, parallel=parallel)
+  layout = make_layout(config, _devices(4, platform))
+  assert (layout.is_spread, len(layout.devices)) == (is_spread, used)
+  # The multiobjective optimizers find the weights: one member for each seed.
+  found = Config(optimizer='madam', parallel=parallel)
+  assert make_layout(found, _devices(4, platform)) == layout
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_several_members_are_spread_everywhere(platform):
+  layout = make_layout(_config(1, 2), _devices(4, platform))
+  assert (layout.grid, len(layout.devices)) == ((1, 2), 2)
+
+
+@given(*_SIZES, st.integers(1, 20))
+def test_each_seed_sees_its_order_of_examples(seeds, weights, number, size):
+  config = _config(seeds, weights, batch_size=size)
+  layout = make_layout(config, _devices(number))
+  random = np.random.default_rng(0)
+  orders = np.stack([random.permutation(20) for _ in range(seeds)])
+  batches = spread(make_batches(config, orders, 1), layout)
+  devices, steps = len(layout.devices), -(-20 // size)
+  own = layout.seeds(np.arange(seeds))
+  assert batches.chosen.shape == (devices, steps, own.shape[1], size)
+  for device in range(devices):
+    counted = batches.count[device] == 1  # [steps, batch]
+    for place, seed in enumerate(own[device]):
+      seen = batches.chosen[device, :, place][counted]
+      np.testing.assert_array_equal(seen, orders[seed])
+    np.testing.assert_array_equal(batches.step[device], range(steps))
+    np.testing.assert_array_equal(batches.size[device], counted.sum(axis=1))
+  # As the devices want them: others would be converted at every epoch.
+  dtypes = [str(x.dtype) for x in batches]
+  assert dtypes == ['int32', 'int32', 'float32', 'float32']
+
+
+@pytest.fixture(scope='module')
+def digits():
+  # Neither divides by the batches, nor by those of an evaluation.
+  return load_dataset('mnist5k', val_size=257, train_size=300)
+
+
+class _Found(NamedTuple):
+  """What a population is after training, `[S, L]` in NumPy."""
+
+  params: dict
+  model_state: dict
+  metrics: NamedTuple
+  complexity: NamedTuple
+  scores: NamedTuple
+
+
+def _train(config, data, model, num_devices, grid):
+  program = make_program(config, model, data, jax.devices()[:num_devices])
+  layout = program.layout
+  assert layout.grid == grid
+  state = program.prune(program.init())
+  metrics = []
+  for number in range(2):
+    state, epoch = program.epoch(state, number)
+    metrics.append(epoch)
+  for leaf in jax.tree.leaves(state):
+    assert len(leaf.sharding.device_set) == len(layout.devices)
+  state = program.prune(state)
+  scores = program.evaluate(state, 'val')
+  found = _Found(
+    layout.collect(state.params),
+    layout.collect(state.model_state),
+    metrics,
+    program.complexity(state),
+    scores,
+  )
+  for leaf in jax.tree.leaves(found):
+    assert leaf.shape[:2] == layout.size
+  return found
+
+
+def _assert_same(found, expected, threshold):
+  """But for weights at the threshold, which may fall on either side."""
+
+  def compare(a, b):
+    differ = (a == 0) != (b == 0)
+    magnitude = np.maximum(np.abs(a), np.abs(b))[differ]
+    np.testing.assert_allclose(magnitude, threshold, atol=1e-6)
+    np.testing.assert_allclose(a[~differ], b[~differ], rtol=1e-4, atol=1e-5)
+    return differ.sum()
+
+  flips = sum(
+    jax.tree.leaves(jax.tree.map(compare, found.params, expected.params))
+  )
+  count, norm = found.complexity
+  assert abs(count.total - expected.complexity.nonzeros.total).sum() <= flips
+  np.testing.assert_allclose(norm, expected.complexity.l1_norm, rtol=1e-5)
+  chex.assert_trees_all_close(found[1:3], expected[1:3], rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_close(found.scores, expected.scores, rtol=1e-4)
+
+
+_POPULATION = dict(l1=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1), seed=(0, 7), epochs=4)
+
+
+@pytest.fixture(scope='module')
+def alone(digits):
+  """A population of five weights and two seeds on one device."""
+  config = Config(**_POPULATION, parallel='data')
+  return _train(config, digits, Dropping(0.2), 1, None)
+
+
+# Shares of one seed and three weights, the last one filled up; of both seeds
+# and two weights, likewise.
+@pytest.mark.parametrize(
+  ('num_devices', 'grid', 'stream'),
+  [(4, (2, 2), False), (3, (1, 3), True)],
+)
+def test_a_spread_population_equals_one_device(
+  digits, alone, num_devices, grid, stream, monkeypatch
+):
+  monkeypatch.setattr(batches_lib, '_STEPS', 4)  # parts of 4, 4 and 2
+  config = Config(**_POPULATION, parallel='members', stream=stream)
+  found = _train(config, digits, Dropping(0.2), num_devices, grid)
+  _assert_same(found, alone, config.threshold)
+  # Were all members alike, it would not show who is who.
+  norms = found.complexity.l1_norm
+  assert len(np.unique(norms.round(3))) == norms.size
+
+
+@pytest.mark.slow
+def test_batch_statistics_are_those_of_a_spread_member(digits):
+  # Two devices for three seeds, so that the fourth place is filled up.
+  config = functools.partial(
+    Config, optimizer='sgd', l1=(1e-3,), seed=(0, 1, 2), epochs=4
+  )
+  model = Normed(dropout=0.2)
+  one = _train(config(parallel='data'), digits, model, 1, None)
+  spread = _train(config(), digits, model, 2, (2, 1))
+  _assert_same(spread, one, 1e-3)
+  means = one.model_state['batch_stats']['norm1']['mean'][:, 0]
+  assert (abs(means[:, None] - means[None]).max(axis=-1) > 1e-4).sum() == 6
+
+
+@pytest.mark.parametrize('stream', [False, True])
+def test_without_validation_examples_a_spread_population_has_no_scores(stream):
+  empty = load_dataset('mnist5k', val_size=0, train_size=32)
+  config = _config(2, 3, stream=stream)
+  program = make_program(config, Dropping(0.0), empty, jax.devices())
+  assert program.layout.is_spread
+  scores = program.evaluate(program.init(), 'val')
+  assert scores.ce.shape == scores.accuracy.shape == (2, 3)
+  assert np.isnan(scores.ce).all()
+  assert np.isnan(scores.accuracy).all()
