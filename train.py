@@ -10,6 +10,7 @@ trains seven LeNet-5 at once on 4,000 real digits, with no download.
   python train.py --search=bisection --max_runs=12 --seed=0,1,2
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import datetime
@@ -26,11 +27,13 @@ from absl import flags
 from absl import logging as absl_logging
 import jax
 import jax.numpy as jnp
+from rich.console import Console
 
 import models
 from mopt import training
 from mopt.training import caches
 from mopt.training import config as config_lib
+from mopt.training import processes
 from mopt.training import signals
 from mopt.training.checkpoints import Damaged
 from mopt.training.config import Config
@@ -281,6 +284,63 @@ flags.DEFINE_bool(
 )
 
 
+flags.DEFINE_string(
+  'coordinator',
+  None,
+  'Train with several processes, each on its own devices: host:port of the '
+  'first one, or auto within a job that JAX knows (Slurm, Cloud TPU). They '
+  'share each batch; only the first one writes.',
+)
+flags.DEFINE_integer('num_processes', None, 'With --coordinator=host:port.')
+flags.DEFINE_integer(
+  'process_id', None, 'Which of the processes this is, from 0; likewise.'
+)
+flags.DEFINE_integer(
+  'heartbeat_s',
+  100,
+  'All processes end if one of them is silent for so many seconds.',
+)
+
+
+def _join_processes(config: Config) -> None:
+  """Starts JAX with those of the other processes, if there are any."""
+  number, which = FLAGS.num_processes, FLAGS.process_id
+  given = number is not None or which is not None
+  if FLAGS.coordinator in (None, 'auto'):
+    if given:
+      raise ValueError(
+        f'num_processes={number}, process_id={which}: expected with '
+        '--coordinator=host:port only.'
+      )
+  elif number is None or which is None or not 0 <= which < number:
+    raise ValueError(
+      f'process_id={which}: expected a number from 0 to --num_processes - 1, '
+      f'which is {number}.'
+    )
+  if FLAGS.heartbeat_s < 10:
+    raise ValueError(f'heartbeat_s={FLAGS.heartbeat_s}: expected at least 10.')
+  if FLAGS.coordinator is None:
+    return
+  if config.is_search:
+    raise ValueError(
+      f'search={config.search}: expected none with several processes.'
+    )
+  processes.start(FLAGS.coordinator, number, which, FLAGS.heartbeat_s)
+
+
+@contextlib.contextmanager
+def _workdir(config: Config, data: training.Dataset) -> Iterator[pathlib.Path]:
+  """Where this process writes: not where the first one does, unless it is."""
+  if processes.is_first():
+    if FLAGS.resume:
+      yield _resumed_workdir(config, data)
+    else:
+      yield _make_workdir(FLAGS.workdir)
+  else:
+    with tempfile.TemporaryDirectory() as folder:
+      yield pathlib.Path(folder)
+
+
 def _resumed_workdir(config: Config, data: training.Dataset) -> pathlib.Path:
   """The folder of a run or search that is to go on."""
   if not FLAGS.workdir:
@@ -358,10 +418,12 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
   _make_cores_devices()
   caches.keep_compiled_programs()
+  stack = contextlib.ExitStack()
   try:
     names = [field.name for field in dataclasses.fields(Config)]
     settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
     config = Config(**settings)
+    _join_processes(config)
     data_dir = config.data_dir and os.path.expanduser(config.data_dir)
     data = training.load_dataset(
       config.dataset, data_dir, config.val_size, config.train_size
@@ -370,18 +432,17 @@ def main(argv: list[str]) -> None:
       config.model, data.num_classes, jnp.dtype(config.compute_dtype)
     )
     training.check_fit(config, model, data)
-    if FLAGS.resume:
-      workdir = _resumed_workdir(config, data)
-    else:
-      workdir = _make_workdir(FLAGS.workdir)
+    workdir = stack.enter_context(_workdir(config, data))
   except ValueError as error:
     _stop(error)
   job: Any = training.run
   if config.is_search:
     job = functools.partial(training.search, resume=FLAGS.resume)
+  # The others say what the first one says.
+  console = Console(quiet=not processes.is_first())
   try:
-    with locked(workdir), signals.stop_on_signals() as should_stop:
-      job(config, model, data, workdir, should_stop=should_stop)
+    with stack, locked(workdir), signals.stop_on_signals() as should_stop:
+      job(config, model, data, workdir, None, console, should_stop=should_stop)
   except (Busy, Damaged) as error:
     _stop(error)
   except Interrupted as error:

@@ -209,7 +209,7 @@ def stochastic_dichotomic(
     if not paper_rule:
       pairs = itertools.pairwise([trial.weight for trial in front])
       weights = [
-        between(weight, *sorted(pair), first)
+        between(weight, min(pair), max(pair), first)
         for weight, pair, (first, _) in zip(weights, pairs, uniform)
       ]
     drawn = [draw(w, tried, second) for w, (_, second) in zip(weights, uniform)]

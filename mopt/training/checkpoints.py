@@ -152,7 +152,18 @@ def _make_manager(folder: pathlib.Path):
       keep.BestN(get_metric_fn=lambda metrics: metrics['score'], n=1),
     ]
   )
-  options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+  # Other processes have no part in it.
+  mine = jax.process_index()
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy,
+    multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=mine,
+      active_processes={mine},
+      barrier_sync_key_prefix=f'process_{mine}',
+    ),
+    create=False,
+  )
+  folder.mkdir(parents=True, exist_ok=True)
   return ocp.CheckpointManager(folder, options=options)
 
 

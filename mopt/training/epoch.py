@@ -137,8 +137,8 @@ def make_program(
       `train=True` for training. If it has a field `axis_name`, as
       `models.vgg.VGG` has, that is set to the axis of the devices.
     data: the data set.
-    devices: what members are spread over or each batch is split over; all
-      local ones by default. Neither need divide by their number.
+    devices: what members are spread over or each batch is split over; those
+      of all processes by default. Neither need divide by their number.
 
   Returns:
     A `Program`. `init()` gives networks before any pruning, and `prune(state)`
@@ -152,7 +152,7 @@ def make_program(
     ValueError: for a batch larger than the data, or a model that does not fit
       the pictures.
   """
-  layout = make_layout(config, list(devices or jax.local_devices()))
+  layout = make_layout(config, list(devices or jax.devices()))
   devices = layout.devices
   steps = steps_per_epoch(config, len(data.train.labels))
   # Over what gradients are averaged.
@@ -160,13 +160,14 @@ def make_program(
   if hasattr(model, 'axis_name'):
     model = model.clone(axis_name=axis)
   # Placed once and where pmap wants it: a state that is not compiles anew.
-  mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
+  mine = [devices[i] for i in layout.local]
+  mesh = jax.sharding.Mesh(np.array(mine), (_AXIS,))
   to = lambda *axes: functools.partial(
     jax.device_put,
     device=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)),
   )
   place = to(_AXIS) if layout.is_spread else to()
-  streamed = must_stream(config, data, devices)
+  streamed = must_stream(config, data, mine)
   splits = {'train': data.train, 'val': data.val, 'test': data.test}
   if not streamed:
     splits = to()(splits)
@@ -235,6 +236,7 @@ def make_program(
       batches = spread(batches, layout)
     else:
       batches = make_batches(config, np.asarray(orders), len(devices))
+      batches = jax.tree.map(lambda x: x[layout.local], batches)
     noise = place(layout.seeds(noise))
     whole = [(splits['train'], batches)]
     parts = stream(data.train, batches) if streamed else whole

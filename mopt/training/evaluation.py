@@ -84,8 +84,8 @@ def make_evaluate(
         Split(*(x[start : start + size] for x in split)) if streamed else split
       )
       batches = _batches(len(part.labels), num_shares)
-      if layout.is_spread:
-        batches = tuple(x[0] for x in batches)
+      mine = 0 if layout.is_spread else layout.local
+      batches = tuple(x[mine] for x in batches)
       scores = layout.collect(sums_on_devices(variables, part, *batches))
       ce, correct = ce + scores[0], correct + scores[1]
     return Evaluation(ce / total, correct / total)

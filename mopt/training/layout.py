@@ -30,6 +30,12 @@ class Layout(NamedTuple):
   def is_spread(self) -> bool:
     return self.grid is not None
 
+  @property
+  def local(self) -> list[int]:
+    """Which of the devices are this process's own."""
+    here = jax.process_index()
+    return [i for i, d in enumerate(self.devices) if d.process_index == here]
+
   def over_members(self, function: Callable) -> Callable:
     """Maps a function of one member over the first axes of its arguments."""
     function = jax.vmap(jax.vmap(function))
@@ -82,11 +88,21 @@ def make_layout(config: Config, devices: Sequence[jax.Device]) -> Layout:
 
   With `parallel='auto'` members are spread; a single one has all devices for
   its batches, but on CPUs, where two halves of a small batch take longer than
-  the whole. Members use no more devices than make them faster.
+  the whole. Members use no more devices than make them faster. The devices of
+  several processes share each batch.
+
+  Raises:
+    ValueError: if members are to be spread over processes.
   """
   size = len(config.seed), len(config.l1_values)
   is_single = size == (1, 1) and devices[0].platform != 'cpu'
-  if config.parallel == 'data' or (config.parallel == 'auto' and is_single):
+  is_several = len({device.process_index for device in devices}) > 1
+  if is_several and config.parallel == 'members':
+    raise ValueError(
+      'parallel=members: expected data or auto with several processes.'
+    )
+  is_better = config.parallel == 'auto' and (is_single or is_several)
+  if config.parallel == 'data' or is_better:
     return Layout(tuple(devices), size, None)
 
   def cost(grid):

@@ -24,6 +24,7 @@ from mopt.masks import masked_leaves
 from mopt.training import checkpoints
 from mopt.training import epoch as epoch_lib
 from mopt.training import optimizer as optimizer_lib
+from mopt.training import processes
 from mopt.training import results
 from mopt.training.batches import steps_per_epoch
 from mopt.training.config import Config
@@ -136,11 +137,12 @@ def _train(
           f'epoch {number + 1}/{config.epochs}  {summary}', soft_wrap=True
         )
       _report_failures(members, failed, layout.collect(state.failure), console)
-      stop = should_stop()
+      stop = processes.any_of(should_stop())
       is_last = number + 1 == config.epochs
       if stop or is_last or (number + 1) % config.checkpoint_every == 0:
         tree = layout.collect(state)
-        saved.save(number + 1, tree, _score(tree, metrics, val, counts))
+        if processes.is_first():
+          saved.save(number + 1, tree, _score(tree, metrics, val, counts))
       if stop and not is_last:
         saved.finish()
         raise Interrupted(f'{workdir}: stopped after epoch {number + 1}.')
@@ -159,10 +161,11 @@ def _start(
   state = program.init()
   folder = workdir / 'checkpoints'
   found = None
+  template = program.layout.collect(state)
   if folder.exists():
-    template = program.layout.collect(state)
     warn = lambda line: console.print(line, soft_wrap=True, highlight=False)
     found = checkpoints.restore(folder, template, warn)
+  found = processes.from_first(found, template)
   epoch = 0 if found is None else found[0]
   for name in ('metrics.jsonl', 'histograms.jsonl'):
     _cut_log(workdir / name, epoch)

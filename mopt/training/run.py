@@ -112,7 +112,8 @@ def environment() -> dict[str, Any]:
     'jax': jax.__version__,
     'optax': optax.__version__,
     'python': platform.python_version(),
-    'devices': [d.device_kind for d in jax.local_devices()],
+    'devices': [d.device_kind for d in jax.devices()],
+    'processes': jax.process_count(),
     'cpu_count': os.cpu_count(),
     'commit': _commit(),
   }
