@@ -20,17 +20,23 @@ import pytest
 import rich.console
 
 import models
+from mopt import NonzeroCount
 from mopt.training import Config
 from mopt.training import Dataset
 from mopt.training import load
 from mopt.training import Network
 from mopt.training import results
 from mopt.training.data import Split
+from mopt.training.epoch import Complexity
+from mopt.training.epoch import Failure
 from mopt.training.epoch import Metrics
 from mopt.training.epoch import Program
 from mopt.training.epoch import State
 from mopt.training.evaluation import Evaluation
+from mopt.training.layout import make_layout
+from mopt.training.members import _train
 from mopt.training.plots import plot_front
+from mopt.training.plots import plot_search
 
 _COLUMNS = [
   'l1',
@@ -249,6 +255,45 @@ def test_every_front_can_be_drawn(tmp_path, rows):
   assert (tmp_path / 'front.png').read_bytes()[:4] == b'\x89PNG'
 
 
+@pytest.mark.parametrize('split', ['val', 'test'])
+@pytest.mark.parametrize('spread', [0.0, 0.01])
+def test_seeds_and_retrained_networks_can_be_drawn(tmp_path, split, spread):
+  rows = [
+    _row(l1, nonzeros + seed, accuracy - seed * spread, seed)
+    for l1, nonzeros, accuracy in (
+      (1e-5, 40_000, 0.99),
+      (3e-4, 2_000, 0.98),
+      (1e-2, 100, 0.5),
+    )
+    for seed in range(3)
+  ]
+  results.mark_front(rows, 'val')
+  retrained = [_row(3e-4, 1_800, 0.985, seed) for seed in (0, 1)]
+  plot_front(tmp_path / 'alone.png', rows, 'title', split)
+  plot_front(tmp_path / 'front.png', rows, 'title', split, retrained)
+  pictures = [
+    (tmp_path / name).read_bytes() for name in ('alone.png', 'front.png')
+  ]
+  assert all(picture[:4] == b'\x89PNG' for picture in pictures)
+  assert pictures[0] != pictures[1]
+
+
+def test_a_network_that_collapses_when_retrained_can_be_drawn(tmp_path):
+  rows = [_row(1e-5, 40_000, 0.99), _row(3e-4, 2_000, 0.98)]
+  results.mark_front(rows, 'val')
+  retrained = [_row(3e-4, 0, 0.1)]
+  plot_front(tmp_path / 'front.png', rows, 'title', 'val', retrained)
+  assert (tmp_path / 'front.png').read_bytes()[:4] == b'\x89PNG'
+
+
+@pytest.mark.parametrize(
+  'hypervolumes', [[0.0, 0.3, 0.3, 0.7], [0.5], [0.0, 0.0]]
+)
+def test_every_search_can_be_drawn(tmp_path, hypervolumes):
+  plot_search(tmp_path / 'search.png', hypervolumes, 'title')
+  assert (tmp_path / 'search.png').read_bytes()[:4] == b'\x89PNG'
+
+
 def test_running_statistics_come_back(tmp_path):
   results.save(tmp_path / 'net.npz', _normed())
   loaded = load(tmp_path / 'net.npz')
@@ -361,7 +406,6 @@ def test_a_histogram_leaves_out_what_is_not_finite():
 
 def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
   """The loop of a run of 10 epochs, around a stand-in for what is trained."""
-  run_lib = importlib.import_module('mopt.training.run')
   kernel = np.array([[0.5, 1e-4], [-0.25, 2.0]], np.float32)
   params = {
     'layer1': {'kernel': np.stack([[kernel, 2 * kernel]])},
@@ -369,18 +413,29 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
   }
   pruned = {**params, 'layer1': {'kernel': params['layer1']['kernel'].round(2)}}
   nothing = np.zeros((1, 2))
+  config = Config(
+    epochs=10,
+    l1=(1e-4, 1e-3),
+    seed=(7,),
+    batch_size=1,
+    parallel='data',
+    checkpoint_every=10,
+  )
+  failure = Failure(*[np.zeros((1, 2), np.int32)] * 3)
   program = Program(
-    init=lambda: State(params, {}, ()),
+    layout=make_layout(config, jax.devices()[:1]),
+    init=lambda: State(params, {}, (), failure),
     prune=lambda state: state._replace(params=pruned),
     epoch=lambda state, number: (state, Metrics(*[nothing] * 11)),
     evaluate=lambda state, split: Evaluation(nothing, nothing),
+    complexity=lambda state: Complexity(NonzeroCount(nothing, {}), nothing),
+    restore=None,
   )
-  config = Config(epochs=10, l1=(1e-4, 1e-3), seed=(7,), batch_size=1)
   split = Split(np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32))
   data = Dataset('none', 10, split, split, split, 0.0, 255.0)
   members = [(1e-4, 7), (1e-3, 7)]
   console = rich.console.Console(file=io.StringIO())
-  run_lib._train(config, data, program, members, tmp_path, console)
+  _train(config, data, program, members, tmp_path, console, lambda: False)
   lines = (tmp_path / 'histograms.jsonl').read_text().splitlines()
   records = [json.loads(line) for line in lines]
   # A line for each dense layer of each member.

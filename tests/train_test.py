@@ -1,11 +1,14 @@
 """The command line: what it writes, and one line for what is wrong."""
 
 import csv
+import dataclasses
 import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -31,6 +34,7 @@ _COLUMNS = [
   'acc_train',
   'acc_val',
   'acc_test',
+  'status',
   'pareto',
   'knee',
 ]
@@ -45,6 +49,9 @@ def _train(*args, cwd):
 def call(tmp_path, monkeypatch, capsys):
   """Calls train.py in this process; returns exit code, output and errors."""
   monkeypatch.chdir(tmp_path)
+  # JAX is that of all tests.
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '4')
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
 
   def run(*args):
     train.FLAGS.unparse_flags()
@@ -73,6 +80,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
   (workdir,) = (tmp_path / 'runs').iterdir()
   names = {path.name for path in workdir.iterdir()}
   assert names == {
+    'checkpoints',
     'config.json',
     'front.png',
     'histograms.jsonl',
@@ -203,6 +211,43 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
     (['--epochs=2.5'], ['epochs=2.5']),
     (['--val_size=-1'], ['val_size=-1', '>= 0']),
     (['--val_size=4500'], ['val_size=4500', '4499']),
+    (['--parallel=both'], ['parallel=both', 'members']),
+    (['--search=random'], ['search=random', 'bisection']),
+    (['--search=grid', '--search_range=1'], ['search_range=1:', 'two numbers']),
+    (['--search=grid', '--search_range=low,1'], ['search_range=low', 'floats']),
+    (
+      ['--search=bisection', '--search_range=0,1'],
+      ['search_range=0,1', 'positive'],
+    ),
+    (['--search=dichotomic', '--search_range=-1,1'], ['=-1,1', '>= 0']),
+    (
+      ['--search=grid', '--search_range=1e-2,1e-5'],
+      ['search_range=0.01,1e-05', 'the first one smaller'],
+    ),
+    (
+      ['--search=grid', '--search_range=1e-5,2', '--scalarization=convex'],
+      ['search_range=1e-05,2', 'up to 1'],
+    ),
+    (['--search=bisection', '--l1=1e-4'], ['l1=0.0001', 'no l1']),
+    (
+      ['--search=bisection', '--optimizer=madam'],
+      ['search=bisection', 'madam', 'rmsprop'],
+    ),
+    (['--search=grid', '--levels=2'], ['levels=2', 'no levels']),
+    (['--levels=0'], ['levels=0', '>= 1']),
+    (['--max_runs=1'], ['max_runs=1', '>= 2']),
+    (['--search_epochs=0'], ['search_epochs=0', '>= 1']),
+    (['--select_on=train'], ['select_on=train', 'val', 'test']),
+    (['--resume', '--search=bisection'], ['resume=true', '--workdir']),
+    (['--resume'], ['resume=true', '--workdir']),
+    (
+      ['--resume', '--search=bisection', '--workdir=no_such'],
+      ['workdir=no_such', 'to resume', 'config.json'],
+    ),
+    (
+      ['--resume', '--search=bisection', '--workdir=full'],
+      ['workdir=full', 'to resume', 'config.json'],
+    ),
     (['--dataset=no_such_set'], ['dataset=no_such_set', 'mnist5k']),
     (['--workdir='], ['workdir=', 'folder']),
     (['--workdir=no/such/place'], ['workdir=no/such/place', 'folder']),
@@ -252,19 +297,24 @@ def test_each_kind_of_augmentation_is_chosen_alone(args, vgg, lenet5):
 def started(call, monkeypatch):
   """Calls train.py up to the run; returns what the run is called with."""
   runs = []
-  monkeypatch.setattr(train.training, 'run', lambda *args: runs.append(args))
+
+  def note(config, model, data, workdir, *args, resume=None, should_stop):
+    assert not should_stop()
+    runs.append((config, model, data, workdir, resume))
+
+  monkeypatch.setattr(train.training, 'run', note)
+  monkeypatch.setattr(train.training, 'search', note)
 
   def start(*args):
     code, _, err = call('--workdir=run', *args)
     assert (code, err) == (0, '')
-    (run,) = runs
-    return run
+    return runs.pop()
 
   return start
 
 
 def test_flags_reach_the_run(started):
-  config, model, data, _ = started(
+  config, model, data, _, _ = started(
     '--model=vgg',
     '--compute_dtype=bfloat16',
     '--train_size=100',
@@ -284,12 +334,140 @@ def test_flags_reach_the_run(started):
 
 
 def test_without_flags_it_is_lenet5_as_in_the_paper(started):
-  config, model, data, _ = started()
+  config, model, data, _, resume = started()
+  assert resume is None  # no search
   assert config == Config()
   assert isinstance(model, LeNet5)
   assert model.dtype == jnp.float32
   assert len(data.train.labels) == 4000
   assert (config.stream, config.conv_l2_in_both) == (None, False)
+
+
+def test_flags_reach_a_search(started, tmp_path):
+  args = (
+    '--search=stochastic_dichotomic',
+    '--search_range=0,0.5',
+    '--search_epochs=2',
+    '--levels=3',
+    '--max_runs=9',
+    '--select_on=test',
+    '--parallel=data',
+    '--seed=4,7',
+  )
+  config, _, _, workdir, resume = started(*args)
+  assert config == Config(
+    search='stochastic_dichotomic',
+    search_range=(0.0, 0.5),
+    search_epochs=2,
+    levels=3,
+    max_runs=9,
+    select_on='test',
+    parallel='data',
+    seed=(4, 7),
+  )
+  assert (workdir, resume) == (pathlib.Path('run'), False)
+  # As the search would have left it.
+  about = json.dumps(dataclasses.asdict(config))
+  (tmp_path / 'run' / 'config.json').write_text(about)
+  config, _, _, workdir, resume = started(
+    *args, '--resume', '--max_runs=11', '--parallel=auto'
+  )
+  assert (config.max_runs, config.parallel) == (11, 'auto')
+  assert (workdir, resume) == (pathlib.Path('run'), True)
+
+
+@pytest.mark.parametrize(
+  ('args', 'named'),
+  [
+    (['--epochs=31'], ['epochs=31', '30']),
+    (['--seed=0,1'], ['seed=', '[0]']),
+    ([], ['results.csv', 'trainings of this search', '2e-05']),
+  ],
+)
+def test_another_search_is_not_resumed(call, tmp_path, args, named):
+  (tmp_path / 'run').mkdir()
+  about = dataclasses.asdict(Config(search='bisection'))
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(about))
+  row = dict.fromkeys([*_COLUMNS[:-2]], 0.5) | {'level': 1, 'l1': 2e-5}
+  table = f'{",".join(row)}\n{",".join(map(str, row.values()))}\n'
+  (tmp_path / 'run' / 'results.csv').write_text(table)
+  before = {path: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
+  flags = ['--resume', '--search=bisection', '--workdir=run', *args]
+  code, out, err = call(*flags)
+  assert (code, out) == (2, '')
+  assert err.count('\n') == 1
+  for part in named:
+    assert part in err
+  after = {path: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
+  assert after == before
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on_to_the_same_end(tmp_path):
+  """SIGKILL in the second of two levels; three processes, two programs."""
+  command = [
+    *(sys.executable, str(_ROOT / 'train.py')),
+    *('--search=bisection', '--search_range=1e-4,1e-1', '--max_runs=3'),
+    *('--train_size=320', '--val_size=320', '--epochs=1', '--search_epochs=1'),
+  ]
+  env = os.environ | {
+    'JAX_NUM_CPU_DEVICES': '1',
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  kwargs = dict(cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+  with subprocess.Popen([*command, '--workdir=killed'], **kwargs) as process:
+    # Its networks compile anew, for there is one less than in the first level.
+    while not (tmp_path / 'killed' / 'level_2').exists():
+      assert process.poll() is None
+      time.sleep(0.05)
+    process.kill()
+  table = tmp_path / 'killed' / 'results.csv'
+  assert [line[:2] for line in table.read_text().splitlines()[1:]] == ['1,'] * 2
+  first = (tmp_path / 'killed' / 'level_1' / 'metrics.jsonl').stat()
+  command_again = [*command, '--workdir=killed', '--resume']
+  done = subprocess.run(command_again, check=True, **kwargs)
+  assert 'level 1' not in done.stdout
+  assert 'level 2' in done.stdout
+  subprocess.run([*command, '--workdir=whole'], check=True, **kwargs)
+  # The table of the search and, if it has a knee, of that.
+  killed, whole = (
+    {
+      path.relative_to(tmp_path / name): path.read_bytes()
+      for path in (tmp_path / name).rglob('results.csv')
+    }
+    for name in ('killed', 'whole')
+  )
+  assert killed == whole
+  assert len(table.read_text().splitlines()) == 1 + 3
+  after = (tmp_path / 'killed' / 'level_1' / 'metrics.jsonl').stat()
+  assert after.st_mtime_ns == first.st_mtime_ns
+
+
+@pytest.mark.parametrize(
+  ('env', 'expected'),
+  [
+    ({}, [('jax_num_cpu_devices', 3)]),
+    (
+      {'XLA_FLAGS': '--xla_cpu_enable_fast_math=false'},
+      [('jax_num_cpu_devices', 3)],
+    ),
+    ({'XLA_FLAGS': '--xla_force_host_platform_device_count=7'}, []),
+    ({'JAX_NUM_CPU_DEVICES': '1'}, []),
+  ],
+)
+def test_every_core_is_a_device_unless_told_otherwise(
+  monkeypatch, env, expected
+):
+  for name in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES'):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in env.items():
+    monkeypatch.setenv(name, value)
+  updates = []
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 2, 5})
+  monkeypatch.setattr(train.jax.config, 'update', lambda *x: updates.append(x))
+  train._make_cores_devices()
+  assert updates == expected
 
 
 def test_a_folder_without_write_permission_is_refused(
@@ -320,6 +498,6 @@ def test_a_real_process_exits_with_2_and_no_traceback(tmp_path):
 
 def test_help_names_every_flag_of_a_run(tmp_path):
   done = _train('--help', cwd=tmp_path)
-  for name in train.Config.__dataclass_fields__:
+  for name in (*train.Config.__dataclass_fields__, 'workdir', 'resume'):
     assert f'--{name}' in done.stdout or f'--[no]{name}' in done.stdout
   assert done.stdout.startswith('Trains accurate and sparse networks')

@@ -1,0 +1,157 @@
+"""Two real processes on this machine, beside one."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mopt.training import load
+from mopt.training import processes
+
+_ROOT = pathlib.Path(__file__).parents[1]
+# The smallest network there is, so that most of the time goes into waiting.
+_SCRIPT = """
+import pathlib, sys, tempfile
+import jax
+from mopt import training
+from mopt.training import processes
+from tests.networks import Tiny
+
+workdir, coordinator, which, epochs, devices, pause = sys.argv[1:]
+jax.config.update('jax_num_cpu_devices', int(devices))
+if coordinator:
+  processes.start(coordinator, 2, int(which), heartbeat_s=10)
+data = training.load_dataset('mnist5k', None, 77, 650)  # 20 steps and 10 more
+config = training.Config(
+  optimizer='sgd', l1=(1e-4, 1e-3), epochs=int(epochs), parallel='data',
+  val_size=77, train_size=650,
+)
+first = processes.is_first()
+def rest():
+  if pause:
+    import time; time.sleep(float(pause))
+  return False
+with tempfile.TemporaryDirectory() as other:
+  training.run(
+    config, Tiny(), data, pathlib.Path(workdir if first else other),
+    should_stop=rest,
+  )
+"""
+
+
+def _start(workdir, coordinator='', which=0, epochs=1, devices=1, pause=''):
+  workdir.mkdir(exist_ok=True)
+  arguments = [workdir, coordinator, which, epochs, devices, pause]
+  return subprocess.Popen(
+    [sys.executable, '-c', _SCRIPT, *map(str, arguments)],
+    cwd=_ROOT,
+    env=os.environ | {'PYTHONPATH': str(_ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def _finish(*started):
+  for process in started:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def _coordinator():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return f'127.0.0.1:{free.getsockname()[1]}'
+
+
+def _check_equal(one, two):
+  """A weight near the threshold may fall on either side of it."""
+  names = {path.name for path in (one / 'members').iterdir()}
+  assert names == {'l1_0.0001_seed_0.npz', 'l1_0.001_seed_0.npz'}
+  for name in names:
+    a, b = (
+      jax.tree.leaves(load(folder / 'members' / name).params)
+      for folder in (one, two)
+    )
+    for x, y in zip(a, b):
+      same = (x == 0) == (y == 0)
+      assert same.mean() > 0.999
+      np.testing.assert_allclose(x[same], y[same], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path):
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  _finish(_start(one))
+  address = _coordinator()
+  _finish(*(_start(two, address, i) for i in (0, 1)))
+  _check_equal(one, two)
+  config = json.loads((two / 'config.json').read_text())
+  assert config['environment']['processes'] == 2
+  # 77 validation and 500 test examples are not divisible by two devices.
+  rows = [(f / 'results.csv').read_text().splitlines() for f in (one, two)]
+  for a, b in zip(*rows):
+    for x, y in zip(a.split(','), b.split(',')):
+      assert x == y or float(x) == pytest.approx(float(y), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_other_and_one_goes_on(tmp_path):
+  """With its checkpoint, on another number of devices."""
+  address, folder = _coordinator(), tmp_path / 'run'
+  first, second = (
+    _start(folder, address, i, epochs=8, pause=1) for i in (0, 1)
+  )
+  seal = folder / 'checkpoints' / '2' / 'sha256.json'
+  deadline = time.monotonic() + 200
+  while not seal.exists():
+    assert first.poll() is None, first.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  second.send_signal(signal.SIGKILL)
+  second.communicate()
+  killed = time.monotonic()
+  first.communicate(timeout=120)
+  assert first.returncode != 0
+  # The heartbeat of ten seconds, and the shutdown.
+  assert time.monotonic() - killed < 60
+  process = _start(folder, epochs=8, devices=2)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  assert 'going on after epoch' in output
+  epochs = [
+    json.loads(line)['epoch']
+    for line in (folder / 'metrics.jsonl').read_text().splitlines()
+  ]
+  assert epochs == [n for n in range(1, 9) for _ in range(2)]
+
+
+def test_a_process_alone_shares_with_nobody():
+  assert processes.is_first()
+  assert processes.any_of(True)
+  assert not processes.any_of(False)
+  found = 3, {'w': np.ones(2)}
+  assert processes.from_first(found, None) is found
+  assert processes.from_first(None, None) is None
+
+
+def test_an_address_that_is_none_is_one_line():
+  code = (
+    'from mopt.training import processes\n'
+    'try:\n'
+    "  processes.start('nonsense', 2, 1, 10)\n"
+    'except ValueError as error:\n'
+    '  print(error)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=_ROOT, capture_output=True, text=True
+  )
+  assert 'coordinator=nonsense: expected host:port' in done.stdout, done.stderr
