@@ -1,8 +1,21 @@
 """Four CPU devices, so that pmap is real, and strict shapes."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import hypothesis
 import jax
 
+# Most of the time goes into compiling, much of it the same programs again, in
+# this process and in those that tests start.
+_PROGRAMS = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, _PROGRAMS, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _PROGRAMS
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+jax.config.update('jax_compilation_cache_dir', _PROGRAMS)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # A busy machine is no failure.

@@ -124,7 +124,8 @@ def _made_up_row(l1, seed, layers):
   row |= {f'ce_{s}': 3 * error for s in ('train', 'val', 'test')}
   row |= {'l1_norm': 0.1 / weight, 'nonzeros': sum(counts)}
   row |= {f'nonzeros_{n}': count for n, count in zip(layers, counts)}
-  return row | {f'acc_{s}': 1 - error for s in ('train', 'val', 'test')}
+  row |= {f'acc_{s}': 1 - error for s in ('train', 'val', 'test')}
+  return row | {'status': 'ok'}
 
 
 def _made_up_epoch(epoch, row, config):
@@ -279,6 +280,7 @@ def test_a_piece_becomes_one_file_and_comes_back(trainer, places, capsys):
   assert result.config['seconds'] == 1.5
   row = _made_up_row(3e-4, 1, ('layer1', 'layer2', 'layer3'))
   found = {name: result.rows[7][name] for name in row}
+  assert found.pop('status') == row.pop('status') == 'ok'
   assert found == pytest.approx(row, rel=1e-5)
   assert isinstance(result.rows[7]['nonzeros'], int)
   assert result.epochs['ce'].shape == (30 * 14,)

@@ -219,9 +219,10 @@ def check_alike(results: Sequence[Result]) -> None:
         )
 
 
-def _finite(value: float | None) -> float | None:
+def _finite(value: Any) -> Any:
   """JSON knows no other numbers."""
-  return value if value is not None and math.isfinite(value) else None
+  is_bad = isinstance(value, float) and not math.isfinite(value)
+  return None if is_bad else value
 
 
 def _exact(name: str, value: Any) -> Any:

@@ -70,7 +70,11 @@ def pairs(results: Sequence[Result], name: str) -> list[Pair]:
 
 
 def _pair(l1, rows, paper) -> Pair:
-  table = {k: [float(row[k]) for row in rows] for k in rows[0]}
+  table = {
+    k: [float(row[k]) for row in rows]
+    for k, value in rows[0].items()
+    if not isinstance(value, str)  # the status of a network
+  }
   # A mean of equal numbers may differ from them in the last bit.
   ours = {k: round(float(np.mean(v)), 9) for k, v in table.items()}
   several = len(rows) > 1
