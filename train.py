@@ -413,9 +413,9 @@ def main(argv: list[str]) -> None:
   del argv
   # JAX reports every platform that it looks for and does not find.
   logging.getLogger('jax').setLevel(logging.WARNING)
-  # Orbax has much to say of each checkpoint.
+  # Orbax has much to say of each checkpoint, and logs what it raises.
   if not FLAGS['verbosity'].present:
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.FATAL)
   _make_cores_devices()
   caches.keep_compiled_programs()
   stack = contextlib.ExitStack()

@@ -6,10 +6,14 @@ holds the SHA-256 of all others, and what does not agree with it is not read.
 """
 
 from collections.abc import Callable
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
+import shutil
+import sys
 import threading
 from typing import Any
 
@@ -28,14 +32,19 @@ class Damaged(ValueError):
 class Checkpoints:
   """The checkpoints of a run, one folder per epoch, named by its number.
 
-  Two are kept, and the one with the largest score.
+  Two are kept, and the one with the largest score. Before the first one is
+  written, what saves have left that were killed is deleted, and all that cannot
+  be used: Orbax would leave it as it is, and count it as one of the two.
 
   Args:
     folder: made at the first `save`.
+    start: the number of epochs that were done before; later checkpoints are
+      those that `restore` has refused.
   """
 
-  def __init__(self, folder: str | os.PathLike):
+  def __init__(self, folder: str | os.PathLike, start: int):
     self.folder = pathlib.Path(folder).resolve()
+    self.start = start
     self._manager: Any = None
     self._thread: threading.Thread | None = None
     self._error: Exception | None = None
@@ -52,10 +61,15 @@ class Checkpoints:
 
     try:
       if self._manager is None:
+        _clear(self.folder, self.start)
         self._manager = _make_manager(self.folder)
-      self._manager.save(
-        epoch, args=ocp.args.StandardSave(tree), metrics={'score': score}
+      # Orbax cannot write arrays without entries.
+      leaves = {k: x for k, x in _named(tree).items() if x.size}
+      is_saved = self._manager.save(
+        epoch, args=ocp.args.StandardSave(leaves), metrics={'score': score}
       )
+      if not is_saved:
+        raise ValueError('there is a later checkpoint')
     except Exception as error:
       raise OSError(f'{self.folder}/{epoch}: {error}') from error
     self._thread = threading.Thread(target=self._seal, args=(epoch,))
@@ -90,9 +104,11 @@ class Checkpoints:
     try:
       self.finish()
     finally:
-      if self._manager is not None:
-        self._manager.close()
-        self._manager = None
+      manager, self._manager = self._manager, None
+      if manager is not None:
+        # It repeats, as another class, the error that was raised above.
+        with contextlib.suppress(Exception):
+          manager.close()
 
   def __enter__(self):
     return self
@@ -115,7 +131,7 @@ def restore(
     warn: called with a line for each checkpoint that is damaged or foreign.
 
   Returns:
-    The epoch and the tree, in NumPy; `None` if nothing was ever saved.
+    The epoch and the tree, in NumPy; `None` if no checkpoint was ever finished.
 
   Raises:
     Damaged: if there are checkpoints, and none of them can be used.
@@ -134,7 +150,7 @@ def restore(
       except Exception as error:  # Orbax has no class of its own for it.
         reason = ' '.join(str(error).split())[:200]
     warn(f'{path}: not used, {reason}.')
-  if not epochs:
+  if not any((folder / str(epoch) / _DIGESTS).exists() for epoch in epochs):
     return None
   raise Damaged(
     f'{folder}: expected a checkpoint that is whole; delete the folder to '
@@ -142,20 +158,40 @@ def restore(
   )
 
 
+def _clear(folder: pathlib.Path, start: int) -> None:
+  """Deletes what no run can use, and what is later than `start`."""
+  for path in folder.glob('*'):
+    is_used = path.name.isdecimal() and int(path.name) <= start
+    is_ours = path.name.isdecimal() or '.orbax-checkpoint-tmp' in path.name
+    if is_ours and not (is_used and _damage(path) is None):
+      shutil.rmtree(path)
+
+
+@functools.cache
+def _ignore_closed_loops() -> None:
+  """Keeps Orbax from printing, if two arrays of a save fail, a traceback."""
+  before = sys.unraisablehook
+
+  def hook(unraisable, /):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      before(unraisable)
+
+  sys.unraisablehook = hook
+
+
 def _make_manager(folder: pathlib.Path):
   import orbax.checkpoint as ocp
   from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+  score = lambda metrics: metrics['score']
   policy = keep.AnyPreservationPolicy(
-    [
-      keep.LatestN(2),
-      keep.BestN(get_metric_fn=lambda metrics: metrics['score'], n=1),
-    ]
+    [keep.LatestN(2), keep.BestN(get_metric_fn=score, n=1)]
   )
   # Other processes have no part in it.
   mine = jax.process_index()
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy,
+    best_fn=score,  # Else Orbax does not write it, and keeps all without one.
     multiprocessing_options=ocp.options.MultiprocessingOptions(
       primary_host=mine,
       active_processes={mine},
@@ -164,6 +200,7 @@ def _make_manager(folder: pathlib.Path):
     create=False,
   )
   folder.mkdir(parents=True, exist_ok=True)
+  _ignore_closed_loops()
   return ocp.CheckpointManager(folder, options=options)
 
 
@@ -177,8 +214,9 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _digests(path: pathlib.Path) -> dict[str, str]:
+  # With the epoch in the names: that of a folder cannot be another one's.
   return {
-    file.relative_to(path).as_posix(): hashlib.sha256(
+    file.relative_to(path.parent).as_posix(): hashlib.sha256(
       file.read_bytes()
     ).hexdigest()
     for file in _files(path)
@@ -199,18 +237,25 @@ def _damage(path: pathlib.Path) -> str | None:
   return f'{differ[0]} is damaged' if differ else None
 
 
+def _named(tree: PyTree) -> dict[str, np.ndarray]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
 def _read(path: pathlib.Path, template: PyTree) -> PyTree:
   import orbax.checkpoint as ocp
 
+  expected = _named(template)
   with ocp.StandardCheckpointer() as reader:
-    tree = reader.restore(path / 'default', template)
-  # Orbax may pad and cast where a template differs.
-  for (key, expected), found in zip(
-    jax.tree_util.tree_leaves_with_path(template), jax.tree.leaves(tree)
-  ):
-    if (np.shape(found), found.dtype) != (np.shape(expected), expected.dtype):
-      raise ValueError(
-        f'{jax.tree_util.keystr(key)} is {found.dtype}{np.shape(found)}, '
-        f'expected {expected.dtype}{np.shape(expected)}'
-      )
-  return tree
+    # Without the template, to which Orbax would pad and cast.
+    found = reader.restore(path / 'default')
+  found = {key: x for key, x in expected.items() if not x.size} | found
+  for key in sorted(expected.keys() | found.keys()):
+    described = [
+      f'{leaves[key].dtype}{leaves[key].shape}' if key in leaves else 'nothing'
+      for leaves in (found, expected)
+    ]
+    if described[0] != described[1]:
+      raise ValueError(f'{key} is {described[0]}, expected {described[1]}')
+  leaves = [found[key] for key in expected]
+  return jax.tree.unflatten(jax.tree.structure(template), leaves)

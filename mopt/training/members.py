@@ -108,7 +108,7 @@ def _train(
     state = program.prune(state)
     log_histograms(0, 'pruned', state)
   with (
-    checkpoints.Checkpoints(workdir / 'checkpoints') as saved,
+    checkpoints.Checkpoints(workdir / 'checkpoints', start) as saved,
     _progress(console) as progress,
   ):
     task = progress.add_task(

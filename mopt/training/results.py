@@ -248,6 +248,7 @@ def _replace(path: str | os.PathLike, write) -> None:
   with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
     try:
       write(file)
+      file.flush()  # Here a full disk may show.
     except BaseException:
       os.unlink(file.name)
       raise

@@ -1,0 +1,187 @@
+"""Who may go on in a folder: the same settings, and one process."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mopt.training import Config
+from mopt.training.resume import Busy
+from mopt.training.resume import check_settings
+from mopt.training.resume import locked
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _write(folder, about):
+  (folder / 'config.json').write_text(json.dumps(about))
+
+
+# What each field may become, where that is not the default.
+_OTHER = dict(
+  dataset='mnist',
+  data_dir='/data',
+  train_size=100,
+  val_size=7,
+  stream=True,
+  rotation=1.0,
+  shift=0.2,
+  flip=True,
+  model='vgg',
+  compute_dtype='bfloat16',
+  optimizer='sgd',
+  l1=(1e-4, 1e-3),
+  scalarization='convex',
+  conv_l2=0.0,
+  conv_l2_in_both=True,
+  prune='epoch',
+  threshold=1e-4,
+  learning_rate=0.1,
+  end_rate=0.01,
+  schedule='constant',
+  decay=0.1,
+  momentum=0.5,
+  nesterov=True,
+  rms_decay=0.5,
+  b1=0.5,
+  b2=0.5,
+  eps=1e-3,
+  batch_size=64,
+  drop_remainder=True,
+  epochs=31,
+  seed=(0, 1),
+  parallel='data',
+  profile=True,
+  checkpoint_every=5,
+  search='bisection',
+  search_range=(1e-4, 1e-2),
+  search_epochs=3,
+  levels=3,
+  max_runs=21,
+  select_on='test',
+)
+_MAY_CHANGE = {'data_dir', 'stream', 'parallel', 'profile', 'checkpoint_every'}
+
+
+def test_every_setting_is_below():
+  assert list(_OTHER) == [field.name for field in dataclasses.fields(Config)]
+
+
+@pytest.mark.parametrize('name', _OTHER)
+def test_settings_may_change_where_the_result_does_not(tmp_path, name):
+  before = Config()
+  _write(tmp_path, dataclasses.asdict(before))
+  assert check_settings(before, tmp_path) == []
+  config = dataclasses.replace(before, **{name: _OTHER[name]})
+  if name in _MAY_CHANGE:
+    (line,) = check_settings(config, tmp_path)
+    assert line == f'{name}={_OTHER[name]}, was {getattr(before, name)}'
+  else:
+    with pytest.raises(ValueError, match='as in .*config.json') as error:
+      check_settings(config, tmp_path)
+    assert str(error.value).startswith(f'{name}={_OTHER[name]}: expected')
+
+
+@pytest.mark.parametrize(
+  ('search', 'changes', 'named'),
+  [
+    ('bisection', {'max_runs': 30}, None),
+    ('bisection', {'levels': 4}, None),
+    ('dichotomic', {'levels': 4, 'max_runs': 30}, None),
+    ('stochastic_dichotomic', {'max_runs': 30, 'parallel': 'data'}, None),
+    ('grid', {'max_runs': 30}, 'max_runs'),
+    ('none', {'levels': 4}, 'levels'),
+    ('bisection', {'search_epochs': 4}, 'search_epochs'),
+    ('bisection', {'search': 'dichotomic'}, 'search'),
+    ('bisection', {'search': 'none'}, 'search'),
+  ],
+)
+def test_a_search_may_get_more_trainings(tmp_path, search, changes, named):
+  before = Config(search=search)
+  _write(tmp_path, dataclasses.asdict(before))
+  config = dataclasses.replace(before, **changes)
+  if named is None:
+    lines = check_settings(config, tmp_path)
+    assert [line.split('=')[0] for line in lines] == sorted(
+      changes, key=list(_OTHER).index
+    )
+  else:
+    with pytest.raises(ValueError, match=f'^{named}='):
+      check_settings(config, tmp_path)
+
+
+def test_settings_are_those_of_json(tmp_path):
+  """Where tuples are lists, 1 is 1.0, and 1e-4 may be written otherwise."""
+  config = Config(l1=(1e-4, 3e-4), seed=(0, 7), learning_rate=1.0)
+  about = json.loads(json.dumps(dataclasses.asdict(config)))
+  _write(tmp_path, about | {'learning_rate': 1, 'seconds': 3, 'knee': None})
+  assert check_settings(config, tmp_path) == []
+  with pytest.raises(ValueError, match=r'seed=\(7, 0\): expected \[0, 7\]'):
+    check_settings(dataclasses.replace(config, seed=(7, 0)), tmp_path)
+
+
+def test_a_run_from_before_a_setting_was_there_has_its_default(tmp_path):
+  about = dataclasses.asdict(Config())
+  for name in ('checkpoint_every', 'conv_l2_in_both', 'search_range'):
+    del about[name]
+  _write(tmp_path, about)
+  assert check_settings(Config(), tmp_path) == []
+  with pytest.raises(ValueError, match='conv_l2_in_both=True: expected False'):
+    check_settings(Config(conv_l2_in_both=True), tmp_path)
+
+
+@pytest.mark.parametrize('text', [None, '', '{"epochs": 3', '[1]', 'null'])
+def test_without_settings_there_is_nothing_to_resume(tmp_path, text):
+  if text is not None:
+    (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match=f'workdir={tmp_path}: .* to resume'):
+    check_settings(Config(), tmp_path)
+
+
+_LOCKS = """
+import runpy, sys, time
+resume = runpy.run_path(sys.argv[1])
+with resume['locked'](sys.argv[2]):
+  print('locked', flush=True)
+  time.sleep(60)
+"""
+
+
+def _lock(folder):
+  command = [
+    sys.executable,
+    '-c',
+    _LOCKS,
+    str(_ROOT / 'mopt/training/resume.py'),
+  ]
+  process = subprocess.Popen(
+    [*command, str(folder)], stdout=subprocess.PIPE, text=True
+  )
+  assert process.stdout.readline() == 'locked\n'
+  return process
+
+
+def test_a_folder_is_for_one_process(tmp_path):
+  with _lock(tmp_path) as process:
+    message = f'workdir={tmp_path}.* no other process'
+    with pytest.raises(Busy, match=message), locked(tmp_path):
+      pass
+    process.kill()
+    process.wait()
+    # However it ended.
+    with locked(tmp_path):
+      pass
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_free_again_after_an_error(tmp_path):
+  for _ in range(2):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+      raise ZeroDivisionError
+  with locked(tmp_path), pytest.raises(Busy), locked(tmp_path):
+    pass
+  with locked(tmp_path):
+    pass
