@@ -31,8 +31,15 @@ def start(
   Raises:
     ValueError: if the others cannot be found.
   """
+  wanted = (
+    f'coordinator={coordinator}: expected host:port of the first process, or '
+    'auto within a job that JAX knows'
+  )
   arguments: dict[str, Any] = {'heartbeat_timeout_seconds': heartbeat_s}
   if coordinator != 'auto':
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdecimal():
+      raise ValueError(f'{wanted}.')
     arguments |= dict(
       coordinator_address=coordinator,
       num_processes=num_processes,
@@ -41,10 +48,7 @@ def start(
   try:
     jax.distributed.initialize(**arguments)
   except (RuntimeError, ValueError) as error:
-    raise ValueError(
-      f'coordinator={coordinator}: expected host:port of the first process, or '
-      f'auto within a job that JAX knows ({error}).'
-    ) from error
+    raise ValueError(f'{wanted} ({error}).') from error
 
 
 def is_first() -> bool:
