@@ -249,6 +249,21 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
       ['workdir=full', 'to resume', 'config.json'],
     ),
     (['--dataset=no_such_set'], ['dataset=no_such_set', 'mnist5k']),
+    (['--checkpoint_every=0'], ['checkpoint_every=0', '>= 1']),
+    (['--num_processes=2'], ['num_processes=2', 'coordinator']),
+    (
+      ['--coordinator=nonsense', '--num_processes=2', '--process_id=0'],
+      ['coordinator=nonsense', 'host:port'],
+    ),
+    (
+      ['--coordinator=here:1', '--num_processes=2', '--process_id=2'],
+      ['process_id=2', 'num_processes'],
+    ),
+    (['--heartbeat_s=5'], ['heartbeat_s=5', 'at least 10']),
+    (
+      ['--coordinator=auto', '--search=grid'],
+      ['search=grid', 'several processes'],
+    ),
     (['--workdir='], ['workdir=', 'folder']),
     (['--workdir=no/such/place'], ['workdir=no/such/place', 'folder']),
     (['--workdir=/proc/run'], ['workdir=/proc/run', 'folder']),
