@@ -163,19 +163,28 @@ def test_a_first_one_that_was_not_finished_is_as_none(copy):
 
 def test_what_was_refused_is_written_anew(copy):
   """Orbax leaves an epoch alone that is there, and keeps the last two."""
-  for path in (copy / '5' / 'default').rglob('*'):
-    if path.is_file():
-      path.write_bytes(path.read_bytes()[:-1] + b'?')
-  (copy / '1' / '_CHECKPOINT_METADATA').write_text('{}')  # older, not looked at
-  (copy / '6.orbax-checkpoint-tmp' / 'default').mkdir(parents=True)
+  with Checkpoints(copy, 5) as saved:
+    saved.save(6, {'a': np.zeros(3)}, -9.0)  # of something else
+  (copy / '5' / 'default' / 'manifest.ocdbt').write_bytes(b'')
+  (copy / '7.orbax-checkpoint-tmp' / 'default').mkdir(parents=True)
   (copy / 'notes.txt').write_text('of somebody else')
-  assert _restore(copy)[:2] == (4, True)
-  with Checkpoints(copy, 4) as saved:
-    assert '5' in _names(copy)  # Nothing is deleted before it must be.
+  epoch, is_right, warnings = _restore(copy)
+  assert (epoch, is_right, len(warnings)) == (1, True, 2)
+  with Checkpoints(copy, 1) as saved:
+    assert {'5', '6'} < set(_names(copy))  # Nothing is deleted in vain.
     saved.save(5, _tree(5), 0.0)
     saved.finish()
-    assert _names(copy) == ['4', '5', 'notes.txt']
+    assert _names(copy) == ['1', '5', 'notes.txt']
     assert _restore(copy) == (5, True, [])
+
+
+def test_older_damage_does_not_keep_others_from_being_written(copy):
+  """Orbax reads what scores there were before."""
+  (copy / '1' / 'metrics' / 'metrics').write_text('{"scope": 0.9}')
+  assert _restore(copy) == (5, True, [])
+  _save(copy, (6, 7), start=5)
+  assert _names(copy) == ['6', '7']
+  assert _restore(copy) == (7, True, [])
 
 
 def test_a_hundred_mutations_and_none_loads_as_another(three, tmp_path):

@@ -1,8 +1,10 @@
 """The harness of faults runs, finds nothing lost, and would find it."""
 
 import json
+import shutil
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,6 +21,8 @@ def result(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     # Its own test is below, with a network that compiles faster.
     patch.setitem(faults.TRIED, 'NaN', (0, 0))
+    # And one for a second process is in tests/resume_test.py.
+    patch.setitem(faults.TRIED, 'second process', (0, 0))
     patch.setenv('JAX_NUM_CPU_DEVICES', '1')  # Spread: tests/members_test.py.
     faults.main(['--quick', f'--out={path}'])
   return json.loads(path.read_text())
@@ -33,7 +37,6 @@ def test_of_each_fault_nothing_is_lost(result):
     'SIGTERM, Ctrl-C': 1,
     'mutation': 20,
     'full disk': 1,
-    'second process': 1,
   }
   for row in result['rows']:
     assert (row['survived'], row['lost']) == (row['tried'], 0), row
@@ -41,32 +44,44 @@ def test_of_each_fault_nothing_is_lost(result):
     assert row['seconds'] > 0
 
 
-def _trainer(folder):
-  settings = dict(l1=(1e-4, 1e-3), val_size=30, train_size=64, epochs=2)
-  return types.SimpleNamespace(folder=folder, settings=settings)
-
-
-def test_members_that_meet_nan_are_alone(tmp_path, monkeypatch):
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+  """Of a network that compiles fast, in this process."""
   monkeypatch.setattr(faults.models, 'create', lambda name: Tiny())
+  settings = dict(l1=(1e-4, 1e-3), val_size=30, train_size=64, epochs=2)
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield types.SimpleNamespace(folder=tmp_path, settings=settings)
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def test_members_that_meet_nan_are_alone(trainer):
   random = np.random.default_rng(0)
-  outcomes = list(faults.train_poisoned(_trainer(tmp_path), random, 3))
+  outcomes = list(faults.train_poisoned(trainer, random, 3))
   assert outcomes == [None] * 3
 
 
-def test_what_is_lost_is_counted(tmp_path, monkeypatch):
-  """Were there no digests, Orbax would load what is not what was saved."""
-  monkeypatch.setattr(faults.models, 'create', lambda name: Tiny())
-  trainer = _trainer(tmp_path)
+def _copy_of_another(random, path, other):
+  """What Orbax cannot notice."""
+  del random
+  shutil.rmtree(path / 'default')
+  shutil.copytree(other / 'default', path / 'default')
+  return 'another'
+
+
+def test_what_is_lost_is_counted(trainer, monkeypatch):
   config = faults.Config(**trainer.settings)
-  program = faults.epoch_lib.make_program(config, Tiny(), faults._load(config))
+  data = faults._load(config)
+  program = faults.epoch_lib.make_program(config, Tiny(), data)
   tree = program.layout.collect(program.init())
-  with checkpoints.Checkpoints(tmp_path / 'whole' / 'checkpoints', 0) as saved:
+  folder = trainer.folder / 'whole' / 'checkpoints'
+  with checkpoints.Checkpoints(folder, 0) as saved:
     for epoch in (1, 2, 3):
-      saved.save(epoch, tree, 0.0)
-  random = np.random.default_rng(0)
-  assert not any(faults.load_mutations(trainer, random, 10))
+      saved.save(epoch, jax.tree.map(lambda x, e=epoch: x + e, tree), 0.0)
+  load = lambda: list(faults.load_mutations(trainer, None, 1))
+  monkeypatch.setattr(faults, 'mutate', _copy_of_another)
+  assert load() == [None]
   monkeypatch.setattr(checkpoints, '_damage', lambda path: None)
-  assert any(faults.load_mutations(trainer, random, 30))
+  assert load() == ['another: epoch 3 is another']
 
 
 def test_a_difference_is_found(tmp_path):

@@ -8,7 +8,6 @@ import json
 import shutil
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 from rich.console import Console
@@ -52,8 +51,8 @@ def digits():
 
 
 @pytest.fixture(scope='module', autouse=True)
-def programs(tmp_path_factory):
-  """Compiles each program once, though every run asks for its own.
+def programs():
+  """Makes each program once, though every run asks for its own.
 
   What is kept between runs has no state but functions.
   """
@@ -67,22 +66,12 @@ def programs(tmp_path_factory):
       kept[key] = data, make(config, model, data, devices)
     return kept[key][1]
 
-  settings = {
-    # They need not be fast, but compiled; and some differ in numbers alone.
-    'jax_disable_most_optimizations': True,
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  before = {name: jax.config.values[name] for name in settings}
+  # They need not be fast, but compiled.
+  jax.config.update('jax_disable_most_optimizations', True)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(epoch_lib, 'make_program', make_once)
-    for name, value in settings.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
     yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def _config(**kwargs):

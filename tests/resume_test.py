@@ -150,30 +150,20 @@ with resume['locked'](sys.argv[2]):
 """
 
 
-def _lock(folder):
-  command = [
-    sys.executable,
-    '-c',
-    _LOCKS,
-    str(_ROOT / 'mopt/training/resume.py'),
-  ]
-  process = subprocess.Popen(
-    [*command, str(folder)], stdout=subprocess.PIPE, text=True
-  )
-  assert process.stdout.readline() == 'locked\n'
-  return process
-
-
 def test_a_folder_is_for_one_process(tmp_path):
-  with _lock(tmp_path) as process:
-    message = f'workdir={tmp_path}.* no other process'
-    with pytest.raises(Busy, match=message), locked(tmp_path):
-      pass
-    process.kill()
-    process.wait()
-    # However it ended.
-    with locked(tmp_path):
-      pass
+  module = _ROOT / 'mopt' / 'training' / 'resume.py'
+  command = [sys.executable, '-c', _LOCKS, str(module), str(tmp_path)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    try:
+      assert process.stdout.readline() == b'locked\n'
+      message = f'workdir={tmp_path}.* no other process'
+      with pytest.raises(Busy, match=message), locked(tmp_path):
+        pass
+    finally:
+      process.kill()
+  # However it ended.
+  with locked(tmp_path):
+    pass
   assert list(tmp_path.iterdir()) == []
 
 
