@@ -282,8 +282,6 @@ flags.DEFINE_bool(
   'same. Only data_dir, stream, parallel, profile and checkpoint_every may '
   'change, and levels and max_runs of a search.',
 )
-
-
 flags.DEFINE_string(
   'coordinator',
   None,

@@ -23,8 +23,6 @@ import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import json
-import pathlib
 import time
 from typing import Any
 
@@ -32,7 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.step_cost import ROOT
+from benchmarks.command import make_parser
+from benchmarks.command import write
 from benchmarks.step_cost import show
 from benchmarks.step_cost import versions
 import models
@@ -194,14 +193,7 @@ def describe(row, steps, timed, first, flops_s) -> dict[str, Any]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m benchmarks.epoch_speed',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  out = ROOT / 'benchmarks' / 'results' / 'epoch_speed.json'
-  parser.add_argument('--quick', action='store_true', help='small and rough')
-  parser.add_argument('--out', type=pathlib.Path, default=out)
+  parser = make_parser('epoch_speed', __doc__)
   return parser.parse_args(argv)
 
 
@@ -222,9 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     {k: v for k, v in row.items() if k not in hidden} for row in result['rows']
   ]
   show('Epochs of the trainer', shown)
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  args.out.write_text(json.dumps(result, indent=2) + '\n')
-  print(f'Written to {args.out}')
+  write(args.out, result)
 
 
 if __name__ == '__main__':

@@ -32,7 +32,6 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import csv
 import io
-import json
 import os
 import pathlib
 import shutil
@@ -50,7 +49,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.step_cost import ROOT
+from benchmarks.command import make_parser
+from benchmarks.command import ROOT
+from benchmarks.command import write
 from benchmarks.step_cost import show
 from benchmarks.step_cost import versions
 import models
@@ -438,15 +439,8 @@ def measure(
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m benchmarks.faults',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  out = ROOT / 'benchmarks' / 'results' / 'faults.json'
-  parser.add_argument('--quick', action='store_true', help='one of each')
+  parser = make_parser('faults', __doc__, quick='one of each')
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--out', type=pathlib.Path, default=out)
   return parser.parse_args(argv)
 
 
@@ -460,9 +454,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   for row in rows:
     for how in row['how']:
       print(f'{row["fault"]}: {how}')
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  args.out.write_text(json.dumps(result, indent=2) + '\n')
-  print(f'Written to {args.out}')
+  write(args.out, result)
 
 
 if __name__ == '__main__':

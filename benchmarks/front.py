@@ -33,17 +33,16 @@ How to read it:
 import argparse
 from collections.abc import Callable, Sequence
 from concurrent import futures
-import json
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from benchmarks.command import make_parser
+from benchmarks.command import write
 from benchmarks.epoch_speed import epoch_caller
 from benchmarks.epoch_speed import make_config
 from benchmarks.epoch_speed import Timed
-from benchmarks.step_cost import ROOT
 from benchmarks.step_cost import show
 from benchmarks.step_cost import versions
 from mopt.training.layout import make_layout
@@ -145,11 +144,7 @@ def describe(
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m benchmarks.front',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = make_parser('front', __doc__)
 
   def members(text):
     numbers = [int(number) for number in text.split(',')]
@@ -157,12 +152,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
       raise ValueError
     return numbers
 
-  out = ROOT / 'benchmarks' / 'results' / 'front.json'
   parser.add_argument(
     '--members', type=members, help='default: 1,2,4,8,16,26; 1 is always there'
   )
-  parser.add_argument('--quick', action='store_true', help='small and rough')
-  parser.add_argument('--out', type=pathlib.Path, default=out)
   args = parser.parse_args(argv)
   args.members = args.members or (MEMBERS[:2] if args.quick else MEMBERS)
   return args
@@ -189,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       'as fast as one after the other: the ratio of such programs is '
       f'{limit["floor"]:.2f} at best.'
     )
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  args.out.write_text(json.dumps(result, indent=2) + '\n')
-  print(f'Written to {args.out}')
+  write(args.out, result)
 
 
 if __name__ == '__main__':

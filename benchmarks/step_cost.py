@@ -34,9 +34,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import datetime
 import functools
-import json
 import os
-import pathlib
 import platform
 import subprocess
 import time
@@ -50,10 +48,12 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import make_parser
+from benchmarks.command import ROOT
+from benchmarks.command import write
 import models
 import mopt
 
-ROOT = pathlib.Path(__file__).parents[1]
 PyTree = Any
 
 _RATE = 1e-6  # Parameters hardly move, however many steps are timed.
@@ -353,20 +353,13 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m benchmarks.step_cost',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = make_parser('step_cost', __doc__)
 
   def sizes(text):
     return [max(int(float(size)), 5000) for size in text.split(',')]
 
   small, full = sizes('1e4'), sizes('6e4,1e6,1e7')
-  out = ROOT / 'benchmarks' / 'results' / 'step_cost.json'
   parser.add_argument('--sizes', type=sizes, help='default: 6e4,1e6,1e7')
-  parser.add_argument('--quick', action='store_true', help='small and rough')
-  parser.add_argument('--out', type=pathlib.Path, default=out)
   args = parser.parse_args(argv)
   args.sizes = args.sizes or (small if args.quick else full)
   return args
@@ -394,9 +387,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   run('One step of LeNet-5, batch 32', lenet5)
   result['shares'] = shares_of(lenet5)
   show('Parts of a step of LeNet-5', result['shares'])
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  args.out.write_text(json.dumps(result, indent=2) + '\n')
-  print(f'Written to {args.out}')
+  write(args.out, result)
 
 
 if __name__ == '__main__':

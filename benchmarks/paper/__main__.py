@@ -48,6 +48,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import OneLineParser
 from benchmarks.paper import curves
 from benchmarks.paper import fronts
 from benchmarks.paper import pieces
@@ -78,13 +79,8 @@ def _stop(message: str, code: int = 2) -> NoReturn:
   sys.exit(code)
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str) -> NoReturn:
-    _stop(message)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = _Parser(
+  parser = OneLineParser(
     prog=_PROGRAM,
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -12,6 +12,7 @@ from benchmarks.paper import canvas
 from benchmarks.paper import tables
 from benchmarks.paper.pieces import Result
 import mopt
+from mopt.training.knee_search import hypervolumes
 
 Results = Mapping[str, Sequence[Result]]
 
@@ -127,22 +128,13 @@ def _growth(axes, runs: Sequence[Result], label, marker, line) -> None:
   )
 
 
-def growth(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+def growth(rows: Sequence[dict[str, Any]]) -> list[float]:
   """Hypervolume of the first training, the first two, and so on.
 
   In (validation error, ln nonzeros), up to `tables.REFERENCE`.
   """
   error, nonzeros = tables.REFERENCE
-  reference = error, math.log(nonzeros)
-  points = [
-    (1 - row['acc_val'], math.log(row['nonzeros']))
-    if tables.alive([row])
-    else reference
-    for row in rows
-  ]
-  return [
-    mopt.hypervolume(points[: n + 1], reference) for n in range(len(points))
-  ]
+  return hypervolumes(rows, 'val', (error, math.log(nonzeros)))
 
 
 def markdown(results: Results) -> str:

@@ -38,40 +38,24 @@ The solve alone: Gramians [m, m] of random gradients, float32, to weights;
 import argparse
 from collections.abc import Sequence
 import importlib.metadata
-import json
 import os
-import pathlib
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
+from benchmarks.command import make_parser
+from benchmarks.command import OneLineParser
+from benchmarks.command import write
 from benchmarks.peers import solves
 from benchmarks.peers import steps
-from benchmarks.step_cost import ROOT
 from benchmarks.step_cost import show
 from benchmarks.step_cost import versions
 
-_PROGRAM = 'python -m benchmarks.peers'
 _PEERS = ('torch', 'torchjd', 'keras', 'tensorflow', 'tensorflow_cpu')
 _BATCHES = {32: 200, 128: 100}  # Steps in a call.
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str) -> NoReturn:
-    print(f'{_PROGRAM}: {message}', file=sys.stderr)
-    sys.exit(2)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = _Parser(
-    prog=_PROGRAM,
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  out = ROOT / 'benchmarks' / 'results' / 'peers.json'
-  parser.add_argument('--quick', action='store_true', help='small and rough')
-  parser.add_argument('--out', type=pathlib.Path, default=out)
-  return parser.parse_args(argv)
+  return make_parser('peers', __doc__, OneLineParser).parse_args(argv)
 
 
 def peer_versions() -> dict[str, str]:
@@ -119,9 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   shown = hide(result['solves'], 'cosine_min', 'solved', 'iqr_us', 'count', 'n')
   show('Weights from a Gramian', shown)
   result['threads'] = threads()
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  args.out.write_text(json.dumps(result, indent=2) + '\n')
-  print(f'Written to {args.out}')
+  write(args.out, result)
 
 
 def hide(rows: Sequence[dict[str, Any]], *names: str) -> list[dict[str, Any]]:

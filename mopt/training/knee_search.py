@@ -206,6 +206,11 @@ def _objectives(config: Config, row, split: str) -> tuple[float, float]:
   """
   if config.search in ('dichotomic', 'stochastic_dichotomic'):
     return row[f'ce_{split}'], row['l1_norm']
+  return _judged(row, split)
+
+
+def _judged(row, split: str) -> tuple[float, float]:
+  """(error, ln nonzeros) of a network, infinite if it has collapsed."""
   if results.is_collapsed(row):
     return math.inf, math.inf
   return 1 - row[f'acc_{split}'], math.log(row['nonzeros'])
@@ -262,22 +267,25 @@ def _train_knee(
   return run(settings, model, data, folder, devices, console, should_stop)
 
 
-def hypervolumes(rows: Sequence[dict[str, Any]], split: str) -> list[float]:
+def hypervolumes(
+  rows: Sequence[dict[str, Any]],
+  split: str,
+  reference: tuple[float, float] | None = None,
+) -> list[float]:
   """Of the first row, the first two, and so on, in (error, ln nonzeros).
 
-  Up to the worst values of all rows, collapsed ones left out.
+  Up to `reference`, or to the worst values of all rows. Collapsed ones add
+  nothing.
   """
-  points = [
-    (math.inf, math.inf)
-    if results.is_collapsed(row)
-    else (1 - row[f'acc_{split}'], math.log(row['nonzeros']))
-    for row in rows
+  points = [_judged(row, split) for row in rows]
+  if reference is None:
+    alive = [point for point in points if math.isfinite(point[0])]
+    if not alive:
+      return [0.0] * len(points)
+    reference = tuple(np.max(alive, axis=0).tolist())
+  return [
+    mopt.hypervolume(points[: n + 1], reference) for n in range(len(points))
   ]
-  alive = [point for point in points if math.isfinite(point[0])]
-  if not alive:
-    return [0.0] * len(points)
-  worst = np.max(alive, axis=0)
-  return [mopt.hypervolume(points[: n + 1], worst) for n in range(len(points))]
 
 
 def _draw(config, workdir, rows, split, retrained=()) -> None:
