@@ -95,8 +95,8 @@ def forward_flops(model: str) -> float:
   for name, layer in variables['params'].items():
     if 'kernel' in layer:
       (output,) = outputs[name]['__call__']
-      places = output.size // output.shape[-1]
-      flops += 2.0 * places * layer['kernel'].size
+      kernel = layer['kernel']  # the last axis: features
+      flops += 2.0 * output.size / kernel.shape[-1] * kernel.size
   return flops
 
 

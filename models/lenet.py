@@ -6,17 +6,34 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.convolution import conv_general_dilated
+from models.convolution import BatchLastConv
+from models.convolution import prefers_batch_last
+from models.convolution import swap_batch
 
 
+@jax.custom_jvp
 def _halve(x: jax.Array) -> jax.Array:
-  """Average pooling over 2 x 2, which drops an odd last row or column."""
-  # As a reshape and a mean: in a training step on CPU a quarter faster than
-  # nn.avg_pool, whose gradient is a window reduction over a padded array.
-  batch, height, width, channels = x.shape
+  """Average pooling of axes 1 and 2 by two, dropping an odd last entry."""
+  x = _windows(x)
+  upper, lower = x[:, :, 0], x[:, :, 1]
+  total = upper[:, :, :, 0] + upper[:, :, :, 1] + lower[:, :, :, 0]
+  return (total + lower[:, :, :, 1]) / 4
+
+
+@_halve.defjvp
+def _halve_jvp(primals, tangents):
+  # On CPUs the sum of four slices is faster than a mean, but not its gradient,
+  # four padded arrays; and both are far from nn.avg_pool, whose gradient is a
+  # window reduction. Together they take a sixth of a step of LeNet-5 less.
+  return _halve(*primals), _windows(*tangents).mean(axis=(2, 4))
+
+
+def _windows(x: jax.Array) -> jax.Array:
+  """`[a, 2 h + 1, 2 w, b]`, say, to `[a, h, 2, w, 2, b]`."""
+  first, height, width, last = x.shape
   height, width = height // 2, width // 2
   x = x[:, : 2 * height, : 2 * width]
-  return x.reshape(batch, height, 2, width, 2, channels).mean(axis=(2, 4))
+  return x.reshape(first, height, 2, width, 2, last)
 
 
 class LeNet5(nn.Module):
@@ -53,18 +70,20 @@ class LeNet5(nn.Module):
       )
     # Keras' initialiser, which the authors' code relies on.
     init = nn.initializers.glorot_uniform()
-    x = images
+    batch_last = prefers_batch_last()
+    conv = BatchLastConv if batch_last else nn.Conv
+    x = swap_batch(images) if batch_last else images
     for name, features in (('conv1', 6), ('conv2', 16)):
-      x = nn.Conv(
+      x = conv(
         features,
         kernel_size=(3, 3),
         padding='VALID',
         kernel_init=init,
-        conv_general_dilated=conv_general_dilated,
         dtype=self.dtype,
         name=name,
       )(x)
       x = _halve(nn.relu(x))
+    x = swap_batch(x) if batch_last else x
     x = x.reshape(x.shape[0], -1)
     for name, features in (('layer1', 120), ('layer2', 84)):
       x = nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)(x)

@@ -6,7 +6,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.convolution import conv_general_dilated
+from models.convolution import BatchLastConv
+from models.convolution import prefers_batch_last
+from models.convolution import swap_batch
 
 
 def _halve(x: jax.Array) -> jax.Array:
@@ -63,22 +65,24 @@ class VGG(nn.Module):
       )
     # Keras' initialiser, which the authors' code relies on.
     init = nn.initializers.glorot_uniform()
-    x = images
+    batch_last = prefers_batch_last()
+    conv = BatchLastConv if batch_last else nn.Conv
+    x = swap_batch(images) if batch_last else images
     for block, (features, rate) in enumerate(
       zip((32, 64, 128), self.dropout, strict=True)
     ):
       for i in (1, 2):
         number = 2 * block + i
-        x = nn.Conv(
+        x = conv(
           features,
           kernel_size=(3, 3),
           kernel_init=init,
-          conv_general_dilated=conv_general_dilated,
           dtype=self.dtype,
           name=f'conv{number}',
         )(x)
         x = nn.BatchNorm(
           use_running_average=not train,
+          axis=0 if batch_last else -1,  # channels
           momentum=0.99,
           epsilon=1e-3,
           axis_name=self.axis_name,
@@ -87,6 +91,7 @@ class VGG(nn.Module):
         )(nn.elu(x))
       x = _halve(x)
       x = nn.Dropout(rate, deterministic=not train)(x)
+    x = swap_batch(x) if batch_last else x
     x = x.reshape(x.shape[0], -1)
     x = nn.Dense(
       self.num_classes, kernel_init=init, dtype=self.dtype, name='denselayer'

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import models
-from models.convolution import conv_general_dilated
-from models.convolution import shifted_conv
-from models.vgg import _halve
+from models.convolution import BatchLastConv
+from models.convolution import prefers_batch_last
+from models.convolution import swap_batch
 import mopt
 
 IMAGES = jnp.zeros((2, 28, 28, 1))
@@ -222,8 +222,14 @@ def expected_of_vgg(variables, images, train):
   x = images.astype(np.float64)
   for i in range(1, 7):
     conv, norm = params[f'conv{i}'], params[f'norm{i}']
-    x = np.asarray(lax_(x.astype(np.float32), conv['kernel'], 'SAME'))
-    x = x.astype(np.float64) + conv['bias']
+    x = lax.conv_general_dilated(
+      x.astype(np.float32),
+      conv['kernel'],
+      (1, 1),
+      'SAME',
+      dimension_numbers=NHWC,
+    )
+    x = np.asarray(x, np.float64) + conv['bias']
     x = np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
     old = stats[f'norm{i}']
     mean, var = old['mean'], old['var']
@@ -305,7 +311,8 @@ def test_dropout_follows_each_block_in_training_only(trained):
       capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
     )
     outputs = state['intermediates']
-    return [outputs[f'Dropout_{i}']['__call__'][0] for i in range(3)]
+    outputs = [outputs[f'Dropout_{i}']['__call__'][0] for i in range(3)]
+    return [swap_batch(x) if prefers_batch_last() else x for x in outputs]
 
   first = dropped(jax.random.key(0), True)
   second = dropped(jax.random.key(1), True)
@@ -383,13 +390,15 @@ def test_statistics_stay_float32_when_vgg_trains_in_bfloat16(trained):
   )
 
 
+@pytest.mark.parametrize('name', models.NAMES)
 @pytest.mark.parametrize('shape', [(2, 8, 6, 3), (2, 7, 9, 3), (1, 2, 3, 1)])
-def test_halving_is_max_pooling(shape):
-  images, _ = draw(shape, (1,))
+def test_halving_is_pooling(name, shape):
+  images = jax.random.normal(jax.random.key(0), shape)
   assert len(np.unique(images)) == images.size  # ties share their gradient
-
-  def pool(x):
-    return nn.max_pool(x, (2, 2), strides=(2, 2))
+  halve, pool = {
+    'lenet5': (models.lenet._halve, nn.avg_pool),
+    'vgg': (models.vgg._halve, nn.max_pool),
+  }[name]
 
   def weighted(function, x):
     output = function(x)
@@ -399,199 +408,152 @@ def test_halving_is_max_pooling(shape):
   def value_and_grad(function):
     wrapped = functools.partial(weighted, function)
     (_, output), grad = jax.value_and_grad(wrapped, has_aux=True)(images)
-    return output, grad
+    _, tangent = jax.jvp(function, (images,), (jnp.sin(images),))
+    return output, grad, tangent
 
+  theirs = functools.partial(pool, window_shape=(2, 2), strides=(2, 2))
   actual, expected = jit(
-    lambda: (value_and_grad(_halve), value_and_grad(pool))
+    lambda: (value_and_grad(halve), value_and_grad(theirs))
   )()
-  chex.assert_trees_all_equal(actual, expected)
+  chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def lax_(images, kernel, padding):
-  return lax.conv_general_dilated(
-    images, kernel, (1, 1), padding, dimension_numbers=NHWC
-  )
-
-
-def draw(images_shape, kernel_shape, dtype=jnp.float32):
-  keys = jax.random.split(jax.random.key(0))
-  images = jax.random.normal(keys[0], images_shape, dtype)
-  return images, jax.random.normal(keys[1], kernel_shape, dtype)
-
-
-def value_and_grads(conv, padding):
-  """Of a scalar that weighs every output differently."""
-
-  def function(images, kernel):
-    output = conv(images, kernel, padding)
-    weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32))
-    total = jnp.sum(output.astype(jnp.float32) * weights.reshape(output.shape))
-    return total, output
-
-  return jax.value_and_grad(function, argnums=(0, 1), has_aux=True)
-
-
-SHAPES = [
-  ((2, 6, 5, 1), (3, 3, 1, 4)),
-  ((2, 6, 5, 3), (3, 3, 3, 4)),
-  ((1, 7, 4, 2), (2, 4, 2, 1)),
-  ((3, 4, 4, 5), (1, 1, 5, 2)),
-  ((2, 8, 8, 1), (5, 1, 1, 3)),
-  ((2, 5, 4, 16), (3, 2, 16, 3)),
+# Images, kernel size, features.
+CONVOLUTIONS = [
+  ((2, 6, 5, 1), (3, 3), 4),
+  ((2, 6, 5, 3), (3, 3), 4),
+  ((1, 7, 4, 2), (2, 4), 1),
+  ((3, 4, 4, 5), (1, 1), 2),
+  ((2, 8, 8, 1), (5, 1), 3),
+  ((2, 5, 4, 16), (3, 2), 3),
 ]
 PADDINGS = ('VALID', 'SAME', ((1, 0), (2, 3)))
 
 
-def compare(function, *arguments):
-  """Results of both convolutions; as one program, which compiles faster."""
+def outputs_and_grads(conv, variables, images):
+  """Of a scalar that weighs every output `[batch, ..., features]` otherwise."""
+
+  def weighted(variables, images):
+    is_ours = isinstance(conv, BatchLastConv)
+    output = conv.apply(variables, swap_batch(images) if is_ours else images)
+    output = swap_batch(output) if is_ours else output
+    weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32))
+    total = jnp.sum(output.astype(jnp.float32) * weights.reshape(output.shape))
+    return total, output
+
+  grad = jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True)
+  (_, output), grads = grad(variables, images)
+  return output, grads
+
+
+def pair_of(*args, **kwargs):
+  return BatchLastConv(*args, **kwargs), nn.Conv(*args, **kwargs)
+
+
+@pytest.mark.parametrize(('shape', 'kernel_size', 'features'), CONVOLUTIONS)
+def test_the_convolution_is_that_of_flax(shape, kernel_size, features):
+  images = jax.random.normal(jax.random.key(0), shape)
 
   @jit
-  def both(*arguments):
-    return function(shifted_conv, *arguments), function(lax_, *arguments)
+  def both():
+    results = []
+    for padding in PADDINGS:
+      ours, theirs = pair_of(features, kernel_size, padding=padding)
+      variables = theirs.init(jax.random.key(1), images)
+      # The same names, shapes and initial values.
+      made = ours.init(jax.random.key(1), swap_batch(images))
+      variables['params']['bias'] += 0.1
+      results.append(
+        [
+          (made, outputs_and_grads(ours, variables, images)),
+          (
+            theirs.init(jax.random.key(1), images),
+            outputs_and_grads(theirs, variables, images),
+          ),
+        ]
+      )
+    return list(zip(*results))
 
-  return both(*arguments)
-
-
-@pytest.mark.parametrize(('images_shape', 'kernel_shape'), SHAPES)
-def test_shifted_conv_is_the_convolution(images_shape, kernel_shape):
-  def function(conv, *arguments):
-    return [value_and_grads(conv, p)(*arguments) for p in PADDINGS]
-
-  actual, expected = compare(function, *draw(images_shape, kernel_shape))
+  actual, expected = both()
   chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
   chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('channels', [1, 6, 16])
-def test_shifted_conv_without_jit(channels):
-  images, kernel = draw((2, 6, 5, channels), (3, 3, channels, 4))
-  np.testing.assert_allclose(
-    shifted_conv(images, kernel),
-    lax_(images, kernel, 'VALID'),
-    rtol=1e-5,
-    atol=1e-5,
-  )
-
-
 @pytest.mark.parametrize(
-  ('images_shape', 'kernel_shape'), [*SHAPES[:2], SHAPES[-1]]
+  ('shape', 'kernel_size', 'features'), [CONVOLUTIONS[0], CONVOLUTIONS[-1]]
 )
-def test_shifted_conv_in_bfloat16(images_shape, kernel_shape):
-  arguments = draw(images_shape, kernel_shape, jnp.bfloat16)
+def test_the_convolution_in_bfloat16(shape, kernel_size, features):
+  images = jax.random.normal(jax.random.key(0), shape)
+  ours, theirs = pair_of(features, kernel_size, padding='SAME')
 
-  def function(conv, *arguments):
-    if conv is lax_:  # without rounding
-      arguments = [x.astype(jnp.float32) for x in arguments]
-    (_, output), grads = value_and_grads(conv, 'SAME')(*arguments)
-    return output, *grads
+  @jit
+  def both():
+    variables = theirs.init(jax.random.key(1), images)
+    # What is compared with is as exact as its rounded inputs.
+    variables, rounded = jax.tree.map(
+      lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), (variables, images)
+    )
+    half = ours.clone(dtype=jnp.bfloat16)
+    return (
+      outputs_and_grads(half, variables, rounded),
+      outputs_and_grads(theirs, variables, rounded),
+    )
 
-  actual, exact = compare(function, *arguments)
-  for x, y in zip(actual, exact):
-    assert x.dtype == jnp.bfloat16
-    # A bfloat16 has a step of 2^-8, and each is a sum of up to 60 of them.
-    scale = float(jnp.sqrt(jnp.mean(y**2)))
+  (output, grads), (exact, exact_grads) = both()
+  assert output.dtype == jnp.bfloat16
+  assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype('float32')}
+  for x, y in zip(
+    jax.tree.leaves((output, grads)), jax.tree.leaves((exact, exact_grads))
+  ):
+    # A bfloat16 has a step of 2^-8, and each is a sum of up to 60 terms of
+    # about 1, which may cancel.
+    scale = max(float(jnp.sqrt(jnp.mean(y**2))), 1.0)
     np.testing.assert_allclose(x.astype(jnp.float32), y, 0.02, 0.02 * scale)
 
 
 @pytest.mark.parametrize('channels', [1, 3, 16])
-def test_shifted_conv_under_vmap(channels):
-  # As a population runs it: kernels of its members, images shared or not.
-  arguments = draw((3, 2, 6, 6, channels), (3, 3, 3, channels, 4))
-
-  def function(conv, images, kernels):
-    mapped = value_and_grads(conv, 'SAME')
-    return (
-      jax.vmap(mapped)(images, kernels),
-      jax.vmap(mapped, in_axes=(None, 0))(images[0], kernels),
-    )
-
-  actual, expected = compare(function, *arguments)
-  chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
-
-
-# Keyword arguments of a convolution of images [2, 8, 8, 4] by 3 x 3 kernels.
-SPECIAL = [
-  dict(window_strides=(2, 2)),
-  dict(window_strides=(1, 2)),
-  dict(lhs_dilation=(2, 1), padding=((1, 1), (1, 1))),
-  dict(rhs_dilation=(1, 2)),
-  dict(feature_group_count=2),
-  dict(feature_group_count=4, padding='VALID'),
-]
-PLAIN = [
-  dict(),
-  dict(padding='VALID'),
-  dict(padding=((0, 1), (2, 0))),
-  dict(lhs_dilation=(1, 1), rhs_dilation=(1, 1)),
-  dict(precision=lax.Precision.HIGHEST),
-]
-
-
-def outputs_of(conv, cases):
-  """Outputs, and for each whether it is a convolution to the compiler."""
-
-  def call(images, kernel, **kwargs):
-    defaults = dict(window_strides=(1, 1), padding='SAME')
-    kwargs = dict(defaults, dimension_numbers=NHWC) | kwargs
-    groups = kwargs.get('feature_group_count', 1)
-    return conv(images, kernel[:, :, : 4 // groups], **kwargs)
-
-  arguments = draw((2, 8, 8, 4), (3, 3, 4, 8))
-  functions = [functools.partial(call, **kwargs) for kwargs in cases]
-  outputs = jit(lambda *xs: [f(*xs) for f in functions])(*arguments)
-  return outputs, [
-    'conv_general_dilated' in str(jax.make_jaxpr(f)(*arguments))
-    for f in functions
-  ]
-
-
-def test_what_is_not_plain_is_left_to_lax():
-  actual, is_conv = outputs_of(conv_general_dilated, SPECIAL)
-  assert all(is_conv)
-  expected, _ = outputs_of(lax.conv_general_dilated, SPECIAL)
-  chex.assert_trees_all_equal(actual, expected)
-
-
-@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='made for CPUs')
-def test_what_is_plain_has_no_convolution_on_cpu():
-  actual, is_conv = outputs_of(conv_general_dilated, PLAIN)
-  assert not any(is_conv)
-  expected, is_conv = outputs_of(lax.conv_general_dilated, PLAIN)
-  assert all(is_conv)
-  chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_convolution_of_one_dimension_is_left_to_lax():
-  images, kernel = draw((2, 9, 3), (3, 3, 5))
-  kwargs = dict(window_strides=(1,), padding='VALID')
-  kwargs['dimension_numbers'] = ('NHC', 'HIO', 'NHC')
-  np.testing.assert_array_equal(
-    conv_general_dilated(images, kernel, **kwargs),
-    lax.conv_general_dilated(images, kernel, **kwargs),
-  )
-
-
-def test_it_stands_in_for_the_convolution_of_flax():
-  cases = (
-    dict(),
-    dict(strides=2),
-    dict(padding=1),
-    dict(padding='CIRCULAR'),
-    dict(kernel_dilation=2),
-    dict(feature_group_count=3),
-    dict(use_bias=False, dtype=jnp.float32, precision='highest'),
-  )
-  images, _ = draw((2, 7, 8, 3), (1,))
+def test_the_convolution_of_a_population(channels):
+  # Kernels of its members, images shared or not.
+  images = jax.random.normal(jax.random.key(0), (3, 2, 6, 6, channels))
+  ours, theirs = pair_of(4, (3, 3))
 
   @jit
-  def outputs():
-    ours, theirs = [], []
-    for kwargs in cases:
-      plain = nn.Conv(6, (3, 3), **kwargs)
-      conv = plain.clone(conv_general_dilated=conv_general_dilated)
-      variables = plain.init(jax.random.key(0), images)
-      ours.append(conv.apply(variables, images))
-      theirs.append(plain.apply(variables, images))
-    return ours, theirs
+  def both():
+    keys = jax.random.split(jax.random.key(1), 3)
+    variables = jax.vmap(lambda key: theirs.init(key, images[0]))(keys)
+    results = []
+    for conv in (ours, theirs):
+      mapped = functools.partial(outputs_and_grads, conv)
+      results.append(
+        (
+          jax.vmap(mapped)(variables, images),
+          jax.vmap(mapped, in_axes=(0, None))(variables, images[0]),
+        )
+      )
+    return results
 
-  chex.assert_trees_all_close(*outputs(), rtol=1e-5, atol=1e-5)
+  chex.assert_trees_all_close(*both(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+def test_other_platforms_have_the_channels_last(
+  params, trained, name, monkeypatch
+):
+  variables = {'params': params} if name == 'lenet5' else trained
+  images = jnp.linspace(0, 1, 2 * 28 * 28 * 3).reshape(2, 28, 28, 3)
+  images = images[..., :1] if name == 'lenet5' else vgg_images()
+
+  def outputs_on(platform):
+    monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+    apply = functools.partial(models.create(name).apply, variables)
+    init = functools.partial(models.create(name).init, jax.random.key(0))
+    return (
+      str(jax.make_jaxpr(apply)(images)).count('conv_general_dilated['),
+      jax.eval_shape(init, images),
+      jit(apply)(images),
+    )
+
+  (on_cpu, *actual), (on_gpu, *expected) = map(outputs_on, ('cpu', 'gpu'))
+  assert (on_cpu, on_gpu) == (0, {'lenet5': 2, 'vgg': 6}[name])
+  chex.assert_trees_all_equal_shapes_and_dtypes(actual[0], expected[0])
+  chex.assert_trees_all_close(actual[1], expected[1], rtol=1e-4, atol=1e-5)
