@@ -35,7 +35,8 @@ class BatchLastConv(nn.Module):
   """Takes the place of `flax.linen.Conv` between two `swap_batch`.
 
   It has stride 1 and the same parameters, `kernel` `[rows, columns, channels,
-  features]` and `bias` `[features]`, with the same initial values.
+  features]` and `bias` `[features]`, with the same initial values. It can be
+  differentiated in reverse mode only.
 
   Attributes:
     features: number of output channels.
@@ -84,8 +85,27 @@ class BatchLastConv(nn.Module):
       ]
     )  # [rows * columns * channels, height, width, batch]
     # Flat, for of more axes the compiler makes copies first.
-    y = jnp.matmul(
-      kernel.reshape(-1, self.features).T, shifted.reshape(len(shifted), -1)
+    y = _weigh(
+      kernel.reshape(-1, self.features), shifted.reshape(len(shifted), -1)
     )
     y = y.reshape(self.features, *shifted.shape[1:])
     return y + jnp.expand_dims(bias, (1, 2, 3))
+
+
+@jax.custom_vjp
+def _weigh(kernel: jax.Array, shifted: jax.Array) -> jax.Array:
+  """`kernel.T @ shifted`, of kernel `[k, features]` and shifted `[k, pixels]`.
+
+  The derivative that JAX finds for `shifted` is the transpose of a product,
+  which the compiler leaves as such under `jax.vmap`, so that all who read it
+  stride through memory: half as much again for a step of LeNet-5.
+  """
+  return kernel.T @ shifted
+
+
+def _weigh_bwd(saved, cotangent):
+  kernel, shifted = saved
+  return shifted @ cotangent.T, kernel @ cotangent
+
+
+_weigh.defvjp(lambda *args: (_weigh(*args), args), _weigh_bwd)
