@@ -19,8 +19,9 @@ more than either. How to read it:
     written elsewhere: sgd reads g, reads and writes p = 3 N; rmsprop has a
     moment too = 5 N; adam two = 7 N; smgd reads 2 g for the Gramian and again
     for their sum, and p = 6 N; mrmsprop and 2 moments = 10 N; madam and 4 = 14
-    N; adam on the weighted sum 2 g, p and 2 moments = 8 N. Pruning adds none:
-    its sum, test and count can run where the parameters pass. A ratio below 1
+    N; adam on the weighted sum 2 g, p and 2 moments = 8 N. madam with m
+    gradients: 6 m + 2. Pruning adds none: its sum, test and count can run where
+    the parameters pass. A ratio below 1
     means a cache that the triad did not have.
   * gramian: its floor reads m gradients once.
   * min-norm: one solve; a call makes 64, one after the other, of gradients
@@ -84,7 +85,10 @@ OPTIMIZERS = {
   'smgd': (mopt.smgd(_RATE), 2, 6, 3),
   'mrmsprop': (mopt.mrmsprop(_RATE), 2, 10, 5),
   'madam': (mopt.madam(_RATE), 2, 14, 7),
+  'madam, m=8': (mopt.madam(_RATE, num_objectives=8), 8, 50, 25),
 }
+# Of so many parameters, all rows together would need some 30 GB.
+_LARGE, _OF_LARGE = 3e7, ('adam', 'madam')
 LENET5 = {
   'adam, weighted sum': _weighted(optax.adam(1e-3)),
   'madam': mopt.madam(1e-3),
@@ -145,6 +149,8 @@ class Program:
     row |= dict(min_us=1e6 * min(self.times), n=len(self.times))
     row |= dict(steps_per_call=self.steps, compile_s=self.compile_s)
     row |= dict(temp_bytes=memory.temp_size_in_bytes if memory else None)
+    # What is updated in place: all of it, if it is donated and fits.
+    row |= dict(alias_bytes=memory.alias_size_in_bytes if memory else None)
     row |= dict(floor_us=None, ratio=None)
     if self.moved:
       larger = [t for t in triads if t.held >= self.held]
@@ -224,13 +230,17 @@ def optimizer_step(tx: optax.GradientTransformation) -> Callable[..., PyTree]:
 
 
 def update_programs(size: int) -> list[Program]:
-  """Each optimizer without and with pruning."""
+  """Each optimizer without and with pruning, or some of them without."""
+  names = [n for n in OPTIMIZERS if size <= _LARGE or n in _OF_LARGE]
+  prunings = {'': (), ' + prune': (_PRUNE,)} if size <= _LARGE else {'': ()}
   params = make_tree(size)
-  grads = {1: params, 2: make_tree(size, 2)}
+  grads = {m: make_tree(size, m) for m in {OPTIMIZERS[n][1] for n in names}}
+  grads[1] = params
   programs = triads('update', size)
-  for name, (tx, m, moved, held) in OPTIMIZERS.items():
+  for name in names:
+    tx, m, moved, held = OPTIMIZERS[name]
     words = dict(m=m, moved=moved, held=held)
-    for suffix, prune in (('', ()), (' + prune', (_PRUNE,))):
+    for suffix, prune in prunings.items():
       chain = optax.chain(tx, *prune)
       step, carry = optimizer_step(chain), (params, chain.init(params))
       make = maker('update', size)
@@ -338,7 +348,7 @@ def versions() -> dict[str, Any]:
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-  hidden = ('table', 'm', 'min_us', 'steps_per_call')
+  hidden = ('table', 'm', 'min_us', 'steps_per_call', 'alias_bytes')
   names = [name for name in rows[0] if name not in hidden]
   table = Table(*names, title=title)
 

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import epoch_speed
 from benchmarks import front
+from benchmarks import start_up
 from benchmarks import step_cost
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,7 @@ def test_every_row_is_there(result):
   assert set(names) == {'update', 'gramian', 'min-norm', 'lenet5'}
   triads = {'triad of 2 N', 'triad of 4 N', 'triad of 8 N'}
   optimizers = {'sgd', 'rmsprop', 'adam', 'smgd', 'mrmsprop', 'madam'}
-  optimizers |= {'adam, weighted sum'}
+  optimizers |= {'adam, weighted sum', 'madam, m=8'}
   pruned = {f'{name} + prune' for name in optimizers}
   assert names['update'] == triads | optimizers | pruned
   assert names['gramian'] == triads | {'gramian, m=2', 'gramian, m=3'}
@@ -59,8 +60,9 @@ def test_floors_are_in_the_ratio_of_what_is_moved(result):
     for row in result['rows']
     if row['table'] == 'update'
   }
-  # These hold 5 to 7 N and are compared with one triad.
+  # These hold 5 to 25 N and are compared with one triad, the largest.
   unit = floors['madam'] / 14
+  assert floors['madam, m=8'] == pytest.approx(50 * unit)
   assert floors['mrmsprop'] == pytest.approx(10 * unit)
   assert floors['adam, weighted sum'] == pytest.approx(8 * unit)
   assert floors['triad of 8 N'] == pytest.approx(12 * unit)
@@ -192,3 +194,35 @@ def test_benchmarks_leave_the_devices_to_main():
   code += 'jax.config.update("jax_num_cpu_devices", 3);'
   code += 'assert jax.device_count() == 3'
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_waiting_is_timed(tmp_path):
+  path = tmp_path / 'new' / 'start_up.json'
+  start_up.main(['--quick', f'--out={path}'])
+  result = json.loads(path.read_text())
+  assert all(result[name] for name in ('device', 'date', 'jax', 'mopt'))
+  rows = {row['name']: row for row in result['rows']}
+  assert set(rows) == {
+    'import jax, optax',
+    'import mopt',
+    'train.py --help',
+    'first epoch, mnist5k, cold',
+    'first epoch, mnist5k, warm',
+  }
+  assert all(row['n'] == 1 for row in rows.values())
+  # It has to import all that --help does, and train.
+  shortest = rows['train.py --help']['median_s']
+  assert rows['first epoch, mnist5k, warm']['median_s'] > shortest > 0
+
+
+def test_waiting_for_data_that_is_not_there_is_refused(tmp_path, capsys):
+  with pytest.raises(SystemExit) as error:
+    start_up.parse([f'--data_dir={tmp_path}'])
+  assert error.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert str(tmp_path) in line
+
+
+def test_a_training_that_ends_early_is_told(tmp_path):
+  with pytest.raises(RuntimeError, match='ended early: .*l1'):
+    start_up.first_epoch_time(['--l1=nan'], tmp_path)
