@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
@@ -131,7 +132,26 @@ def resolve_mask(mask: Mask, tree: PyTree) -> PyTree:
 
 
 def masked_leaves(mask: Mask, tree: PyTree) -> list[tuple[str, Any]]:
-  """The leaves that a mask selects, each with its path, in tree order."""
+  """The leaves that a mask selects, each with its path, in tree order.
+
+  Raises:
+    TypeError: if one of them is no array of real numbers.
+  """
   chosen = jax.tree.leaves(resolve_mask(mask, tree))
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return [(path_name(p), x) for (p, x), keep in zip(leaves, chosen) if keep]
+  found = [(path_name(p), x) for (p, x), keep in zip(leaves, chosen) if keep]
+  for path, leaf in found:
+    if not _is_real(leaf):
+      raise TypeError(
+        f'expected an array of real numbers at {path!r}, got {leaf!r}.'
+      )
+  return found
+
+
+def _is_real(leaf: Any) -> bool:
+  # What is traced is a jax.Array, too.
+  if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float)):
+    return False
+  dtype = getattr(leaf, 'dtype', type(leaf))
+  kinds = jnp.floating, jnp.integer, jnp.bool_
+  return any(jnp.issubdtype(dtype, kind) for kind in kinds)

@@ -63,7 +63,7 @@ def gramian(stacked: PyTree, mask: Mask = None) -> jax.Array:
   total = jnp.zeros((m, m), jnp.float32)
   on_cpu = jax.default_backend() == 'cpu'
   for _, leaf in masked_leaves(mask, stacked):
-    leaf = leaf.astype(jnp.float32)
+    leaf = jnp.asarray(leaf, jnp.float32)
     if on_cpu:
       leaf = leaf.reshape(m, -1)  # of which a dot needs no copy
     rest = tuple(range(1, leaf.ndim))
@@ -197,7 +197,9 @@ def _check_gramian(gramian: jax.Array) -> jax.Array:
   if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
     raise ValueError(f'gramian must be [m, m], got shape {gramian.shape}.')
   if gramian.shape[0] < 2:
-    raise ValueError('gramian must have m >= 2 objectives, got m = 1.')
+    raise ValueError(
+      f'gramian must have m >= 2 objectives, got m = {gramian.shape[0]}.'
+    )
   return gramian
 
 

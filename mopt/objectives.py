@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mopt.masks import Mask
 from mopt.masks import masked_leaves
+from mopt.masks import path_name
 
 PyTree = Any
 Objective = Callable[..., Any]
@@ -48,7 +49,17 @@ def stack(*grads: PyTree) -> PyTree:
         'stack needs gradients of one structure: expected '
         f'{structures[0]}, got {structure} for gradient {number}.'
       )
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
+
+  def join(path, *leaves):
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    if len(set(shapes)) > 1:
+      raise ValueError(
+        f'stack needs gradients of one shape, got {shapes} at '
+        f'{path_name(path)!r}.'
+      )
+    return jnp.stack(leaves)
+
+  return jax.tree_util.tree_map_with_path(join, *grads)
 
 
 def _is_of_params_alone(objective: Objective) -> bool:
@@ -93,7 +104,8 @@ def value_and_stacked_grad(
     for an objective without.
 
   Raises:
-    ValueError: for fewer than two objectives, or a `has_aux` of another length.
+    ValueError: for fewer than two objectives, or a `has_aux` of another length
+      or of other things than booleans.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -114,10 +126,10 @@ def value_and_stacked_grad(
   if m < 2:
     raise ValueError(f'expected at least 2 objectives, got {m}.')
   flags = (has_aux,) * m if isinstance(has_aux, bool) else tuple(has_aux)
-  if len(flags) != m:
+  if len(flags) != m or not all(isinstance(flag, bool) for flag in flags):
     raise ValueError(
       f'has_aux must be a boolean or one for each of the {m} objectives, '
-      f'got {len(flags)}.'
+      f'got {has_aux!r}.'
     )
   params_alone = [_is_of_params_alone(objective) for objective in objectives]
 
@@ -141,10 +153,12 @@ def value_and_stacked_grad(
   return value_and_grads
 
 
+def _leaves_f32(mask: Mask, params: PyTree) -> list[jax.Array]:
+  return [jnp.asarray(x, jnp.float32) for _, x in masked_leaves(mask, params)]
+
+
 def _sum_f32(terms: list[jax.Array]) -> jax.Array:
-  return sum(
-    (jnp.sum(t, dtype=jnp.float32) for t in terms), jnp.zeros((), jnp.float32)
-  )
+  return sum(map(jnp.sum, terms), jnp.zeros((), jnp.float32))
 
 
 def l1_norm(params: PyTree, mask: Mask = None) -> jax.Array:
@@ -171,7 +185,7 @@ def l1_norm(params: PyTree, mask: Mask = None) -> jax.Array:
   References:
     Reiners et al., 2020, equation (4).
   """
-  leaves = [x for _, x in masked_leaves(mask, params)]
+  leaves = _leaves_f32(mask, params)
   # x * sign(x) with the sign held fixed: value |x|, derivative sign(x).
   return _sum_f32([x * jax.lax.stop_gradient(jnp.sign(x)) for x in leaves])
 
@@ -192,8 +206,7 @@ def l2_norm_squared(params: PyTree, mask: Mask = None) -> jax.Array:
     >>> print(mopt.l2_norm_squared({'w': jnp.array([3.0, 4.0])}))
     25.0
   """
-  leaves = [x for _, x in masked_leaves(mask, params)]
-  return _sum_f32([jnp.square(x.astype(jnp.float32)) for x in leaves])
+  return _sum_f32([jnp.square(x) for x in _leaves_f32(mask, params)])
 
 
 def lp_norm(
@@ -209,7 +222,7 @@ def lp_norm(
     params: pytree of arrays, `|w|` below `1e18 * smoothing`.
     p: the exponent, 0 < p < 1. Above: `l1_norm`, `l2_norm_squared`.
     mask: which leaves count, see `mopt.mask_by_path`; `None` for all.
-    smoothing: e > 0, in the units of the weights.
+    smoothing: e > 0, in the units of the weights; a normal float32.
 
   Returns:
     A scalar, f32, accumulated in f32 whatever the dtype of the leaves.
@@ -229,15 +242,19 @@ def lp_norm(
       f'p must lie between 0 and 1, got {p}: use l1_norm for 1 and '
       'l2_norm_squared for 2.'
     )
-  if not smoothing > 0:
-    raise ValueError(f'smoothing must be positive, got {smoothing}.')
+  # Beyond these terms are 0 / 0 or 0 * inf.
+  limits = jnp.finfo(jnp.float32)
+  if not float(limits.tiny) <= smoothing <= float(limits.max):
+    raise ValueError(
+      f'smoothing must be positive, a normal float32, got {smoothing}.'
+    )
 
   def term(x):
     # The same as the docstring's difference, without its cancellation.
-    ratio = x.astype(jnp.float32) / smoothing
+    ratio = x / smoothing
     return smoothing**p * jnp.expm1(0.5 * p * jnp.log1p(jnp.square(ratio)))
 
-  return _sum_f32([term(x) for _, x in masked_leaves(mask, params)])
+  return _sum_f32([term(x) for x in _leaves_f32(mask, params)])
 
 
 class NonzeroCount(NamedTuple):
@@ -255,7 +272,8 @@ def count_nonzero(params: PyTree, mask: Mask = None) -> NonzeroCount:
     mask: which leaves count, see `mopt.mask_by_path`; `None` for all.
 
   Returns:
-    A `NonzeroCount`: `total`, and `per_leaf` keyed by path.
+    A `NonzeroCount`: `total`, and `per_leaf` keyed by path. Leaves whose paths
+    are the same text, `{'a/b': x, 'a': {'b': y}}`, are counted together.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -268,9 +286,9 @@ def count_nonzero(params: PyTree, mask: Mask = None) -> NonzeroCount:
   References:
     Reiners et al., 2020, equation (5).
   """
-  per_leaf = {
-    path: jnp.sum(x != 0, dtype=jnp.int32)
-    for path, x in masked_leaves(mask, params)
-  }
+  per_leaf: dict[str, jax.Array] = {}
+  for path, x in masked_leaves(mask, params):
+    count = jnp.sum(x != 0, dtype=jnp.int32)
+    per_leaf[path] = per_leaf[path] + count if path in per_leaf else count
   total = sum(per_leaf.values(), jnp.zeros((), jnp.int32))
   return NonzeroCount(total, per_leaf)

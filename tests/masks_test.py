@@ -137,6 +137,35 @@ def test_a_leaf_that_is_no_boolean_is_refused_by_its_path(name, leaf):
     MASKED[name](PARAMS, mask={'a': True, 'b': leaf})
 
 
+# Each of them once was a 1 to count, or an error that did not say where.
+NO_NUMBERS = {
+  'text': 'kernel',
+  'object': object(),
+  'array_of_text': np.array(['1', '2']),
+  'shape': jax.ShapeDtypeStruct((2,), jnp.float32),
+  'complex': np.ones(2, np.complex64),
+  'key': jax.random.key(0),
+}
+
+
+@pytest.mark.parametrize('name', sorted(MASKED.keys() - {'prune', 'gramian'}))
+@pytest.mark.parametrize('leaf', NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_a_leaf_that_is_no_array_of_numbers_is_refused_by_its_path(name, leaf):
+  params = {'a': jnp.ones(2), 'b': leaf}
+  with pytest.raises(TypeError, match="real numbers at 'b', got"):
+    MASKED[name](params, mask=None)
+  # It may be there, if the mask leaves it out.
+  MASKED[name](params, mask={'a': True, 'b': False})
+
+
+@pytest.mark.parametrize('leaf', ['text', 'complex'])
+def test_gramian_refuses_a_leaf_that_is_no_array_of_numbers(leaf):
+  values = {'text': [['1'], ['2']], 'complex': [[1j], [2j]]}
+  stacked = {'a': jnp.ones((2, 3)), 'b': np.array(values[leaf])}
+  with pytest.raises(TypeError, match="real numbers at 'b'"):
+    mopt.gramian(stacked)
+
+
 @pytest.mark.parametrize(
   'mask', [mopt.dense_kernels, mopt.dense_kernels(lenet_like())]
 )

@@ -420,7 +420,14 @@ def test_a_gramian_that_is_not_finite_gives_nan(m, value):
 
 
 @pytest.mark.parametrize(
-  'gramian', [np.ones((1, 1)), np.ones((2, 3)), np.ones(4), np.ones((2, 2, 2))]
+  'gramian',
+  [
+    np.ones((0, 0)),
+    np.ones((1, 1)),
+    np.ones((2, 3)),
+    np.ones(4),
+    np.ones((2, 2, 2)),
+  ],
 )
 def test_a_gramian_of_another_shape_is_refused(gramian):
   with pytest.raises(ValueError, match='gramian must'):

@@ -192,6 +192,9 @@ def test_lp_norm_is_at_rest_at_zero(transform):
     ({'p': float('nan')}, 'p must lie between'),
     ({'p': 0.5, 'smoothing': 0.0}, 'smoothing must be positive'),
     ({'p': 0.5, 'smoothing': float('nan')}, 'smoothing must be positive'),
+    ({'p': 0.5, 'smoothing': float('inf')}, 'smoothing must be positive'),
+    ({'p': 0.9, 'smoothing': 1e300}, 'smoothing .* got 1e[+]300'),
+    ({'p': 0.5, 'smoothing': 1e-46}, 'smoothing .* got 1e-46'),
   ],
 )
 def test_lp_norm_refuses_bad_arguments(kwargs, match):
@@ -211,6 +214,33 @@ def test_count_nonzero_counts_in_total_and_for_each_leaf(transform):
   assert count.total.dtype == jnp.int32
   expected = {'a/kernel': 4, 'b': 1, 'c': 0}
   assert {k: int(v) for k, v in count.per_leaf.items()} == expected
+
+
+def test_leaves_of_one_path_are_counted_together():
+  params = {'a/b': jnp.ones(2), 'a': {'b': jnp.array([0.0, 1.0, 1.0, 1.0])}}
+  count = mopt.count_nonzero(params)
+  assert int(count.total) == 5
+  assert {k: int(v) for k, v in count.per_leaf.items()} == {'a/b': 5}
+
+
+@pytest.mark.parametrize('leaf', [3, -3.0, np.float64(3), np.array(3, int)])
+@pytest.mark.parametrize(
+  ('objective', 'expected'),
+  [
+    (mopt.l1_norm, 5.0),
+    (mopt.l2_norm_squared, 11.0),
+    (functools.partial(mopt.lp_norm, p=0.5), lp_float64(np.array([1, 1, 3.0]))),
+  ],
+  ids=['l1', 'l2', 'lp'],
+)
+def test_python_numbers_are_leaves(objective, expected, leaf):
+  found = objective({'a': jnp.ones(2), 'b': leaf})
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_l1_of_small_integers_does_not_wrap_around():
+  assert float(mopt.l1_norm(jnp.array([-128, 127], jnp.int8))) == 255.0
 
 
 def test_count_nonzero_lists_the_masked_leaves_only():
@@ -234,7 +264,7 @@ def test_stack_adds_a_leading_axis():
     ([], 'at least 2'),
     ([{'a': jnp.ones(1)}], 'at least 2'),
     ([{'a': jnp.ones(1)}, {'b': jnp.ones(1)}], 'gradient 1'),
-    ([{'a': jnp.ones(1)}, {'a': jnp.ones(2)}], 'shape'),
+    ([{'a': jnp.ones(1)}, {'a': jnp.ones(2)}], r"\(1,\), \(2,\)\] at 'a'"),
   ],
 )
 def test_stack_refuses_gradients_that_do_not_match(grads, match):
@@ -311,8 +341,10 @@ def test_aux_of_some_objectives(flags):
   assert grads['w2'].shape == (2, 4, 2)
 
 
-@pytest.mark.parametrize('flags', [(True,), (True, False, False), ()])
-def test_aux_flags_of_another_length_are_refused(flags):
+@pytest.mark.parametrize(
+  'flags', [(True,), (True, False, False), (), 'no', (1, 0), (True, None)]
+)
+def test_other_aux_flags_are_refused(flags):
   with pytest.raises(ValueError, match='has_aux'):
     mopt.value_and_stacked_grad(network, mopt.l1_norm, has_aux=flags)
 
