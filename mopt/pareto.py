@@ -235,7 +235,7 @@ def knee_bootstrap(
 
   Raises:
     ValueError: for another shape, method or scale, a point that is not finite,
-      an objective that has no logarithm, or no replicates.
+      an objective that has no logarithm, no replicates, or a bad seed.
 
   Examples:
     >>> import mopt
@@ -257,8 +257,12 @@ def knee_bootstrap(
     )
   if not np.isfinite(runs).all():
     raise ValueError('points must be finite, got NaN or an infinite one.')
-  if not isinstance(num_samples, int) or num_samples < 1:
-    raise ValueError(f'num_samples must be an integer >= 1, got {num_samples}.')
+  for name, value, least in (
+    ('num_samples', num_samples, 1),
+    ('seed', seed, 0),
+  ):
+    if not isinstance(value, (int, np.integer)) or value < least:
+      raise ValueError(f'{name} must be an integer >= {least}, got {value!r}.')
   _check_words(method, scale)
   runs = _on_scale(runs, scale)
   random = np.random.default_rng(seed)
@@ -283,7 +287,8 @@ def _normalised_front(
   indices = indices[first]
   if len(indices) < 3:
     return None
-  front = _on_scale(points[indices], scale)
+  # Halves, so that no difference overflows; that changes no digit.
+  front = 0.5 * _on_scale(points[indices], scale)
   extent = np.ptp(front, axis=0)
   if not extent.all():
     return None  # logarithms so close that they round to one number
@@ -313,7 +318,7 @@ def _check_words(method: str, scale: str) -> None:
 def _check_points(points: ArrayLike, m: int | None = None) -> np.ndarray:
   """As float64 `[n, m]`; m is 2 or more, if it is not given."""
   points = np.asarray(points, np.float64)
-  if points.size == 0:
+  if points.shape == (0,):  # an empty list
     points = points.reshape(0, m or 2)
   if points.ndim != 2 or not (m or 2) <= points.shape[1] <= (m or np.inf):
     wanted = '[n, m] with m >= 2' if m is None else f'[n, {m}]'

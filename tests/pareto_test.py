@@ -349,7 +349,17 @@ FUNCTIONS = pytest.mark.parametrize(
 
 @FUNCTIONS
 @pytest.mark.parametrize(
-  'points', [[1, 2], [[1], [2]], 3.0, np.zeros((2, 2, 2))]
+  'points',
+  [
+    [1, 2],
+    [[1], [2]],
+    3.0,
+    np.zeros((2, 2, 2)),
+    # Nothing in them, but not no points of two objectives.
+    np.zeros((5, 0)),
+    np.zeros((0, 1)),
+    np.zeros((2, 0, 3)),
+  ],
 )
 def test_wrong_shapes_are_refused(function, points):
   match = r'must be \[n, (2\]|m\] with m >= 2), got shape'
@@ -409,6 +419,21 @@ def test_knee_refuses_unknown_words(points):
     mopt.knee(points, method='elbow')
   with pytest.raises(ValueError, match="scale must be .*'log2'"):
     mopt.knee(points, scale='log2')
+
+
+@pytest.mark.parametrize('size', [1e308, 1e-320])
+@METHODS
+def test_the_knee_is_that_of_points_of_any_size(method, size):
+  points = np.array([[-1.5, 1.5], [-1.2, -1.2], [0.5, -1.3], [1.5, -1.5]])
+  assert mopt.knee(points * size, method) == mopt.knee(points, method) == 1
+
+
+def test_no_points_of_three_objectives():
+  assert mopt.nondominated(np.zeros((0, 3))).shape == (0,)
+  assert mopt.hypervolume(np.zeros((0, 3)), (1, 1, 1)) == 0
+  assert mopt.hypervolume([], (1, 1, 1)) == 0
+  with pytest.raises(ValueError, match='got shape'):
+    mopt.knee(np.zeros((0, 3)))
 
 
 def knee_of_table(rows, **kwargs):
@@ -531,7 +556,8 @@ def test_bootstrap_shares_are_of_the_replicates(runs, scale):
     ([TURN], {'method': 'elbow'}, "method must be .*'elbow'"),
     ([TURN], {'scale': 'log2'}, "scale must be .*'log2'"),
     ([TURN], {'scale': 'log'}, 'positive second objective'),
-    ([TURN], {'seed': -1}, 'non-negative'),
+    ([TURN], {'seed': -1}, 'seed must be an integer >= 0, got -1'),
+    ([TURN], {'seed': None}, 'seed must be .* got None'),
   ],
 )
 def test_bootstrap_refuses(points, options, message):
