@@ -90,8 +90,7 @@ def grid(
     [0.0001 0.001  0.01  ]
   """
   _check_range(low, high, spacing, 'penalty')
-  if num < 2:
-    raise ValueError(f'num must be >= 2, got {num}.')
+  _check_count('num', num, 2)
   space = np.geomspace if spacing == 'log' else np.linspace
   weights = space(low, high, num).tolist()
   weights[0], weights[-1] = float(low), float(high)
@@ -282,8 +281,7 @@ def bisection(
     Reiners et al., 2020, section 5.
   """
   _check_range(low, high, spacing, 'penalty')
-  if intervals < 1:
-    raise ValueError(f'intervals must be >= 1, got {intervals}.')
+  _check_count('intervals', intervals, 1)
 
   width, middle = _SPACINGS[spacing]
 
@@ -376,10 +374,8 @@ def _search(
   max_trials: int,
 ) -> Search:
   """A `Search` that asks for `first`, and then level by level."""
-  if levels < 1:
-    raise ValueError(f'levels must be >= 1, got {levels}.')
-  if max_trials < len(first):
-    raise ValueError(f'max_trials must be >= {len(first)}, got {max_trials}.')
+  _check_count('levels', levels, 1)
+  _check_count('max_trials', max_trials, len(first))
 
   def init():
     return SearchState(tuple(map(float, first)), (), 0)
@@ -431,6 +427,11 @@ def _check_told(state, weights, objectives) -> tuple[Trial, ...]:
     Trial(weight, (first, second))
     for weight, (first, second) in zip(weights.tolist(), objectives.tolist())
   )
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+  if not isinstance(value, (int, np.integer)) or value < least:
+    raise ValueError(f'{name} must be an integer >= {least}, got {value!r}.')
 
 
 def _check_range(low, high, spacing, scalarization) -> None:

@@ -223,13 +223,22 @@ def test_what_was_not_asked_for_is_refused():
   [
     (lambda: search.grid(0.0, 1.0), 'low must be positive'),
     (lambda: search.grid(1.0, 0.5), 'below a finite high'),
-    (lambda: search.grid(num=1), 'num must be >= 2'),
+    (lambda: search.grid(num=1), 'num must be an integer >= 2, got 1'),
     (lambda: search.grid(spacing='sqrt'), "spacing must be .*'sqrt'"),
     (lambda: search.dichotomic(-1.0), 'low must be >= 0'),
     (lambda: search.dichotomic(0.0, np.inf), 'finite high'),
     (lambda: search.dichotomic(np.nan), 'low must be >= 0'),
-    (lambda: search.dichotomic(levels=0), 'levels must be >= 1'),
-    (lambda: search.dichotomic(max_trials=1), 'max_trials must be >= 2'),
+    (
+      lambda: search.dichotomic(levels=0),
+      'levels must be an integer >= 1, got 0',
+    ),
+    (lambda: search.dichotomic(levels=np.nan), 'levels must be .* got nan'),
+    (lambda: search.dichotomic(levels=2.5), 'levels must be .* got 2.5'),
+    (
+      lambda: search.dichotomic(max_trials=1),
+      'max_trials must be an integer >= 2, got 1',
+    ),
+    (lambda: search.dichotomic(max_trials=np.inf), 'max_trials .* got inf'),
     (
       lambda: search.dichotomic(0.1, 2.0, scalarization='convex'),
       'high must be at most 1',
@@ -240,7 +249,11 @@ def test_what_was_not_asked_for_is_refused():
       r'min_gap must be in \(0, 1\)',
     ),
     (lambda: search.bisection(0.0), 'low must be positive'),
-    (lambda: search.bisection(intervals=0), 'intervals must be >= 1'),
+    (
+      lambda: search.bisection(intervals=0),
+      'intervals must be an integer >= 1, got 0',
+    ),
+    (lambda: search.bisection(intervals=1.5), 'intervals .* got 1.5'),
   ],
 )
 def test_arguments_are_checked(make, message):
