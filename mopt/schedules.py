@@ -5,6 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+# Beyond, float32 is infinite, and a rate would be NaN.
+_MAX = float(jnp.finfo(jnp.float32).max)
+
 
 def logistic_drop(
   init_value: float, end_value: float, transition_steps: int
@@ -29,7 +32,7 @@ def logistic_drop(
     A schedule: a function from a count to a rate.
 
   Raises:
-    ValueError: for a rate that is not positive, or K < 1.
+    ValueError: for a rate that is not positive and finite, or K < 1.
 
   Examples:
     >>> import mopt
@@ -42,8 +45,10 @@ def logistic_drop(
   """
   _check_rate('init_value', init_value)
   _check_rate('end_value', end_value)
-  if not transition_steps >= 1:
-    raise ValueError(f'transition_steps must be >= 1, got {transition_steps}.')
+  if not 1 <= transition_steps <= _MAX:
+    raise ValueError(
+      f'transition_steps must be >= 1 and finite, got {transition_steps}.'
+    )
 
   def schedule(count):
     position = (count - 0.75 * transition_steps) / (0.075 * transition_steps)
@@ -65,7 +70,8 @@ def inverse_time_decay(init_value: float, decay: float) -> optax.Schedule:
     A schedule: a function from a count to a rate.
 
   Raises:
-    ValueError: for a rate that is not positive, or a negative decay.
+    ValueError: for a rate that is not positive and finite, or a decay that is
+      negative or not finite.
 
   Examples:
     >>> import mopt
@@ -76,8 +82,8 @@ def inverse_time_decay(init_value: float, decay: float) -> optax.Schedule:
     Reiners et al., 2020, equation (9).
   """
   _check_rate('init_value', init_value)
-  if not decay >= 0:
-    raise ValueError(f'decay must not be negative, got {decay}.')
+  if not 0 <= decay <= _MAX:
+    raise ValueError(f'decay must not be negative, but finite, got {decay}.')
   return lambda count: init_value / (1 + decay * count)
 
 
@@ -95,7 +101,7 @@ def by_epoch(
     A schedule whose count is in updates.
 
   Raises:
-    ValueError: for `steps_per_epoch` < 1.
+    ValueError: for `steps_per_epoch` < 1, or what is not a schedule.
 
   Examples:
     >>> import mopt
@@ -103,8 +109,12 @@ def by_epoch(
     >>> [int(rate(k)) for k in (0, 9, 10)]
     [1, 1, 2]
   """
-  if not steps_per_epoch >= 1:
-    raise ValueError(f'steps_per_epoch must be >= 1, got {steps_per_epoch}.')
+  if not callable(schedule):
+    raise ValueError(f'schedule must be a function, got {schedule!r}.')
+  if not 1 <= steps_per_epoch <= _MAX:
+    raise ValueError(
+      f'steps_per_epoch must be >= 1 and finite, got {steps_per_epoch}.'
+    )
 
   def stepped(count: Any):
     return schedule(first + count // steps_per_epoch)
@@ -113,5 +123,5 @@ def by_epoch(
 
 
 def _check_rate(name: str, value: float) -> None:
-  if not value > 0:
-    raise ValueError(f'{name} must be positive, got {value}.')
+  if not 0 < value <= _MAX:
+    raise ValueError(f'{name} must be positive and finite, got {value}.')

@@ -94,6 +94,15 @@ def test_by_epoch_counts_from_the_epoch_it_is_told():
     (lambda: mopt.inverse_time_decay(1.0, -0.1), 'decay must not be negative'),
     (lambda: mopt.inverse_time_decay(1.0, float('nan')), 'decay'),
     (lambda: mopt.by_epoch(lambda k: k, 0), 'steps_per_epoch'),
+    # These gave rates that are NaN or infinite.
+    (lambda: mopt.logistic_drop(np.inf, 1.0, 10), 'init_value .* got inf'),
+    (lambda: mopt.logistic_drop(1.0, 1e39, 10), 'end_value .* got 1e[+]39'),
+    (lambda: mopt.logistic_drop(1.0, 0.1, np.inf), 'steps must be .* got inf'),
+    (lambda: mopt.logistic_drop(1.0, 0.1, 10**400), 'steps must be .* got 10'),
+    (lambda: mopt.inverse_time_decay(np.inf, 1.0), 'init_value .* got inf'),
+    (lambda: mopt.inverse_time_decay(1.0, np.inf), 'decay must .* got inf'),
+    (lambda: mopt.by_epoch(lambda k: k, np.inf), 'steps_per_epoch .* got inf'),
+    (lambda: mopt.by_epoch(1e-3, 10), 'schedule must be a function, got 0.001'),
   ],
 )
 def test_bad_arguments_are_refused(make, match):
