@@ -49,7 +49,7 @@ def gramian(stacked: PyTree, mask: Mask = None) -> jax.Array:
     [[25.  3.]
      [ 3.  1.]]
   """
-  sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(stacked)}
+  sizes = {np.shape(x)[:1] for x in jax.tree.leaves(stacked)}
   if len(sizes) != 1 or sizes == {()}:
     raise ValueError(
       'stacked gradients need leaves [m, ...] with one m, got leading axes '

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mopt.masks import Mask
 from mopt.masks import masked_leaves
@@ -51,7 +52,7 @@ def stack(*grads: PyTree) -> PyTree:
       )
 
   def join(path, *leaves):
-    shapes = [jnp.shape(leaf) for leaf in leaves]
+    shapes = [np.shape(leaf) for leaf in leaves]
     if len(set(shapes)) > 1:
       raise ValueError(
         f'stack needs gradients of one shape, got {shapes} at '

@@ -52,6 +52,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mopt.weightings import check_weights
+from mopt.weightings import is_finite
 from mopt.weightings import known_values
 
 
@@ -113,11 +114,10 @@ def chebyshev(
   weights = _check_shape('weights', weights, values.shape)
   distances = values
   if ideal is not None:
-    ideal_known = known_values(ideal)
-    ideal = _check_shape('ideal', ideal, values.shape)
-    if ideal_known is not None and not np.isfinite(ideal_known).all():
-      raise ValueError(f'ideal must be finite, got {ideal_known.tolist()}.')
-    distances = values - ideal
+    known = known_values(ideal)
+    if known is not None and not is_finite(known).all():
+      raise ValueError(f'ideal must be finite, got {known.tolist()}.')
+    distances = values - _check_shape('ideal', ideal, values.shape)
   rho = _check_factor('rho', rho)
   terms = weights * distances
   return jnp.max(terms) + rho * jnp.sum(terms)
@@ -183,12 +183,10 @@ def epsilon_constraint(
     <https://doi.org/10.1287/mnsc.13.5.344>`_, 1967.
   """
   values = _check_values(values)
-  bounds_known = known_values(bounds)
+  known = known_values(bounds)
+  if known is not None and not (is_finite(known) | (known == np.inf)).all():
+    raise ValueError(f'bounds must be numbers or inf, got {known.tolist()}.')
   bounds = _check_shape('bounds', bounds, (len(values) - 1,))
-  if bounds_known is not None and not (bounds_known > -np.inf).all():
-    raise ValueError(
-      f'bounds must be numbers or inf, got {bounds_known.tolist()}.'
-    )
   penalty = _check_factor('penalty', penalty)
   # Unlike jnp.maximum, whose gradient at 0 is 1/2.
   excess = jax.nn.relu(values[1:] - bounds)
@@ -218,9 +216,9 @@ def _check_shape(
 def _check_factor(name: str, factor: jax.typing.ArrayLike) -> jax.Array:
   """As a scalar, non-negative and finite where it is known."""
   known = known_values(factor)
+  if known is not None and not (is_finite(known) & (known >= 0)).all():
+    raise ValueError(f'{name} must be finite and non-negative, got {known}.')
   factor = jnp.asarray(factor)
   if factor.shape:
     raise ValueError(f'{name} must be a scalar, got shape {factor.shape}.')
-  if known is not None and not 0 <= known < np.inf:
-    raise ValueError(f'{name} must be finite and non-negative, got {known}.')
   return factor

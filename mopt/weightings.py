@@ -44,9 +44,11 @@ def fixed_weights(weights: jax.typing.ArrayLike) -> Weighting:
   values = jnp.asarray(weights, jnp.float32)
 
   def weighting(gramian: jax.Array) -> jax.Array:
-    if gramian.shape != 2 * values.shape:
+    shape = np.shape(gramian)
+    if shape != 2 * values.shape:
       raise ValueError(
-        f'{len(values)} weights cannot serve {len(gramian)} objectives.'
+        f'{len(values)} weights need a Gramian {2 * values.shape}, got shape '
+        f'{shape}.'
       )
     return values
 
@@ -55,14 +57,14 @@ def fixed_weights(weights: jax.typing.ArrayLike) -> Weighting:
 
 def check_weights(weights: jax.typing.ArrayLike) -> None:
   """Raises unless weights are `[m]`, m >= 2, non-negative and finite."""
-  shape = jnp.asarray(weights).shape
-  if len(shape) != 1 or shape[0] < 2:
-    raise ValueError(f'weights must be [m] with m >= 2, got shape {shape}.')
   known = known_values(weights)
-  if known is not None and not (np.isfinite(known) & (known >= 0)).all():
+  if known is not None and not (is_finite(known) & (known >= 0)).all():
     raise ValueError(
       f'weights must be finite and non-negative, got {known.tolist()}.'
     )
+  shape = jnp.asarray(weights).shape
+  if len(shape) != 1 or shape[0] < 2:
+    raise ValueError(f'weights must be [m] with m >= 2, got shape {shape}.')
 
 
 def known_values(array: jax.typing.ArrayLike) -> np.ndarray | None:
@@ -73,3 +75,9 @@ def known_values(array: jax.typing.ArrayLike) -> np.ndarray | None:
   if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(array)):
     return None
   return np.asarray(array, np.float64)
+
+
+def is_finite(known: np.ndarray) -> np.ndarray:
+  """Whether what is known is finite in JAX, where floats have 32 bits too."""
+  with np.errstate(over='ignore'):
+    return np.isfinite(known.astype(jnp.result_type(float)))

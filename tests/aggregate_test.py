@@ -454,6 +454,7 @@ def test_fixed_weights_ignore_the_gramian(weights):
     ((1.0, -1e-9), 'non-negative'),
     ((1.0, float('nan')), 'finite'),
     ((float('inf'), 1.0), 'finite'),
+    ((1.0, 1e39), r'finite .* \[1.0, 1e[+]39\]'),  # inf in float32
   ],
 )
 def test_bad_fixed_weights_are_refused(weights, match):
@@ -462,8 +463,11 @@ def test_bad_fixed_weights_are_refused(weights, match):
 
 
 def test_fixed_weights_of_another_length_are_refused():
-  with pytest.raises(ValueError, match='3 weights cannot serve 2'):
-    mopt.fixed_weights((1, 2, 3))(jnp.eye(2))
+  weighting = mopt.fixed_weights((1, 2, 3))
+  with pytest.raises(ValueError, match=r'3 weights need .* shape \(2, 2\)'):
+    weighting(jnp.eye(2))
+  with pytest.raises(ValueError, match=r'3 weights need .* shape \(3,\)'):
+    weighting([1.0, 2.0, 3.0])
 
 
 def population_weights(l1):

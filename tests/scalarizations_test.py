@@ -224,6 +224,12 @@ PAIR = [1.0, 2.0]
     (lambda: mopt.epsilon_constraint(PAIR, [1], -2.0), 'penalty .* got -2.0'),
     (lambda: mopt.epsilon_constraint(PAIR, [1], np.inf), 'penalty must be fin'),
     (lambda: mopt.epsilon_constraint(PAIR, [1], [1.0]), 'penalty .* scalar'),
+    # Finite for Python, infinite in float32.
+    (lambda: mopt.chebyshev(PAIR, [1, 1e39]), r'weights .* \[1.0, 1e[+]39\]'),
+    (lambda: mopt.chebyshev(PAIR, PAIR, [0, -1e39]), 'ideal must be finite'),
+    (lambda: mopt.chebyshev(PAIR, PAIR, rho=1e39), r'rho .* got 1e[+]39'),
+    (lambda: mopt.epsilon_constraint(PAIR, [-1e39], 1), r'bounds .*-1e[+]39'),
+    (lambda: mopt.epsilon_constraint(PAIR, [1], 1e39), r'penalty .*1e[+]39'),
   ],
 )
 def test_arguments_are_checked(make, message):
