@@ -94,6 +94,7 @@ def grid(
   space = np.geomspace if spacing == 'log' else np.linspace
   weights = space(low, high, num).tolist()
   weights[0], weights[-1] = float(low), float(high)
+  weights = list(dict.fromkeys(weights))  # ends may be next to each other
   return _search(weights, lambda state: (), low, high, 1, num)
 
 

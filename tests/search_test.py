@@ -261,6 +261,17 @@ def test_arguments_are_checked(make, message):
     make()
 
 
+@pytest.mark.parametrize('spacing', ['log', 'linear'])
+def test_a_grid_asks_for_no_weight_twice(spacing):
+  high = np.nextafter(np.nextafter(1.0, 2), 2)
+  asked = search.grid(1.0, high, 9, spacing)
+  weights = asked.ask(asked.init())
+  assert weights.tolist() == sorted(set(weights.tolist()))
+  assert (weights[0], weights[-1]) == (1.0, high)
+  state = asked.tell(asked.init(), weights, [(w, -w) for w in weights])
+  assert asked.done(state)
+
+
 _VALUES = st.tuples(st.floats(width=32), st.floats(width=32))
 
 
