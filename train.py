@@ -343,7 +343,7 @@ def _resumed_workdir(config: Config, data: training.Dataset) -> pathlib.Path:
   """The folder of a run or search that is to go on."""
   if not FLAGS.workdir:
     raise ValueError('resume=true: expected --workdir, the folder to go on in.')
-  workdir = pathlib.Path(FLAGS.workdir).expanduser()
+  workdir = pathlib.Path(os.path.expanduser(FLAGS.workdir))
   for line in training.check_resumable(config, data, workdir):
     print(line)
   return workdir
@@ -356,7 +356,7 @@ def _make_workdir(name: str | None) -> pathlib.Path:
     workdir = pathlib.Path('runs') / f'{now:%Y-%m-%d_%H-%M-%S}'
     workdir.parent.mkdir(exist_ok=True)
   else:
-    workdir = pathlib.Path(name).expanduser()
+    workdir = pathlib.Path(os.path.expanduser(name))
   wanted = 'expected a new or empty folder that can be written to'
   if not name and name is not None:
     raise ValueError(f'workdir=: {wanted}.')

@@ -7,6 +7,7 @@ import tempfile
 
 import hypothesis
 import jax
+import pytest
 
 # Most of the time goes into compiling, much of it the same programs again, in
 # this process and in those that tests start.
@@ -21,3 +22,29 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # A busy machine is no failure.
 hypothesis.settings.register_profile('patient', deadline=None)
 hypothesis.settings.load_profile('patient')
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+  """Calls train.py in this process; returns exit code, output and errors."""
+  import train  # takes seconds, and the library does without
+
+  monkeypatch.chdir(tmp_path)
+  # JAX is that of all tests.
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '4')
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+
+  def run(*args):
+    train.FLAGS.unparse_flags()
+    for name in train.FLAGS:
+      if train.FLAGS[name].present:
+        train.FLAGS[name].unparse()
+    code = 0
+    try:
+      train.main(train.parse_flags(['train.py', *args]))
+    except SystemExit as stop:
+      code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+  return run

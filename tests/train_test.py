@@ -45,30 +45,6 @@ def _train(*args, cwd):
   return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-  """Calls train.py in this process; returns exit code, output and errors."""
-  monkeypatch.chdir(tmp_path)
-  # JAX is that of all tests.
-  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '4')
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
-
-  def run(*args):
-    train.FLAGS.unparse_flags()
-    for name in train.FLAGS:
-      if train.FLAGS[name].present:
-        train.FLAGS[name].unparse()
-    code = 0
-    try:
-      train.main(train.parse_flags(['train.py', *args]))
-    except SystemExit as stop:
-      code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-  return run
-
-
 @pytest.mark.slow
 def test_a_run_leaves_what_it_promises(tmp_path):
   args = ('--epochs=6', '--train_size=640', '--l1=1e-4,3e-3', '--seed=0,1')
@@ -188,6 +164,12 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
     (['--learning_rate=fast'], ['learning_rate=fast']),
     (['--threshold=-1'], ['threshold=-1', 'positive']),
     (['--threshold=inf'], ['threshold=inf', 'positive']),
+    # 0, 1 or infinite in float32.
+    (['--threshold=1e-46'], ['threshold=1e-46', 'positive', 'float32']),
+    (['--learning_rate=1e39'], ['learning_rate=1e+39', 'finite']),
+    (['--conv_l2=1e39'], ['conv_l2=1e+39', 'finite']),
+    (['--b2=0.999999999'], ['b2=0.999999999', '[0, 1)', 'float32']),
+    (['--l1=1e-4,1e39'], ['l1=0.0001,1e+39', 'finite']),
     (['--conv_l2=-1'], ['conv_l2=-1', '>= 0']),
     (['--momentum=1'], ['momentum=1', '[0, 1)']),
     (['--b1=1.5'], ['b1=1.5', '[0, 1)']),
@@ -209,6 +191,8 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
     (['--compute_dtype=float16'], ['compute_dtype=float16', 'bfloat16']),
     (['--epochs=0'], ['epochs=0', '>= 1']),
     (['--epochs=2.5'], ['epochs=2.5']),
+    (['--epochs=3000000000'], ['epochs=3000000000', '2^31']),
+    (['--search=grid', '--max_runs=3000000000'], ['max_runs=3', '2^31']),
     (['--val_size=-1'], ['val_size=-1', '>= 0']),
     (['--val_size=4500'], ['val_size=4500', '4499']),
     (['--parallel=both'], ['parallel=both', 'members']),
@@ -268,6 +252,8 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
     (['--workdir=no/such/place'], ['workdir=no/such/place', 'folder']),
     (['--workdir=/proc/run'], ['workdir=/proc/run', 'folder']),
     (['--workdir=file'], ['workdir=file', 'folder']),
+    (['--workdir=~no_such_user/run'], ['workdir=~no_such_user/run', 'folder']),
+    (['--resume', '--workdir=~no_such_user'], ['~no_such_user', 'to resume']),
     (['--workdir=full'], ['workdir=full', 'has files']),
   ],
 )

@@ -1,7 +1,8 @@
 """The settings of a run, checked where they enter."""
 
 import dataclasses
-import math
+
+import numpy as np
 
 WEIGHTED_SUM = ('sgd', 'rmsprop', 'adam')
 MULTIOBJECTIVE = ('smgd', 'mrmsprop', 'madam')
@@ -13,6 +14,10 @@ COMPUTE_DTYPES = ('float32', 'bfloat16')
 PARALLEL = ('auto', 'members', 'data')
 SEARCHES = ('none', 'grid', 'dichotomic', 'stochastic_dichotomic', 'bisection')
 SELECT_ON = ('val', 'test')
+
+# Beyond these a number is 0 or infinite where it is computed with.
+_FLOAT32 = np.finfo(np.float32)
+_TINY, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
 
 # From hardly any regularization to far beyond the knee.
 DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3)
@@ -88,21 +93,26 @@ class Config:
         raise ValueError(f'{name}={value}: expected {_any_of(choices)}.')
     for name in ('threshold', 'learning_rate', 'end_rate', 'eps'):
       value = getattr(self, name)
-      if value is not None and not 0 < value < math.inf:
-        raise ValueError(f'{name}={value}: expected a positive number.')
+      if value is not None and not _TINY <= value <= _LARGEST:
+        raise ValueError(
+          f'{name}={value}: expected a number that is positive and finite in '
+          'float32.'
+        )
     for name in ('conv_l2', 'decay'):
       value = getattr(self, name)
-      if not 0 <= value < math.inf:
-        raise ValueError(f'{name}={value}: expected a number >= 0.')
+      if not 0 <= value <= _LARGEST:
+        raise ValueError(
+          f'{name}={value}: expected a number >= 0, finite in float32.'
+        )
     for name in ('momentum', 'rms_decay', 'b1', 'b2'):
       value = getattr(self, name)
-      if not 0 <= value < 1:
-        raise ValueError(f'{name}={value}: expected a number in [0, 1).')
-    for name in ('batch_size', 'epochs'):
-      value = getattr(self, name)
-      if value < 1:
-        raise ValueError(f'{name}={value}: expected an integer >= 1.')
+      if not (0 <= value < 1 and np.float32(value) < 1):
+        raise ValueError(
+          f'{name}={value}: expected a number in [0, 1), also in float32.'
+        )
     for name, least in (
+      ('batch_size', 1),
+      ('epochs', 1),
       ('train_size', 1),
       ('val_size', 0),
       ('search_epochs', 1),
@@ -113,6 +123,8 @@ class Config:
       value = getattr(self, name)
       if value is not None and value < least:
         raise ValueError(f'{name}={value}: expected an integer >= {least}.')
+      if value is not None and value >= 2**31:
+        raise ValueError(f'{name}={value}: expected an integer < 2^31.')
     for name, most in (('rotation', 180), ('shift', 1)):
       value = getattr(self, name)
       if value is not None and not 0 <= value <= most:
@@ -146,8 +158,8 @@ class Config:
       raise ValueError(
         f'l1={text}: expected numbers in [0, 1] with scalarization=convex.'
       )
-    if any(not 0 <= v < math.inf for v in self.l1):
-      raise ValueError(f'l1={text}: expected numbers >= 0.')
+    if any(not 0 <= v <= _LARGEST for v in self.l1):
+      raise ValueError(f'l1={text}: expected numbers >= 0, finite in float32.')
 
   def _check_search(self):
     if self.is_multiobjective:
@@ -172,7 +184,7 @@ class Config:
     if len(self.search_range) != 2:
       raise ValueError(f'search_range={text}: {wanted} >= 0.')
     low, high = self.search_range
-    if not 0 <= low < high < math.inf or (is_log and low == 0):
+    if not 0 <= low < high <= _LARGEST or (is_log and low == 0):
       raise ValueError(
         f'search_range={text}: {wanted} {"positive" if is_log else ">= 0"}.'
       )
