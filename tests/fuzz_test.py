@@ -4,6 +4,7 @@ Other tests say what each function computes; these draw what nobody thought of.
 The same examples in every run.
 """
 
+import fractions
 import itertools
 import math
 import numbers
@@ -368,6 +369,14 @@ solve = jax.jit(mopt.min_norm_weights)
 residual = jax.jit(mopt.kkt_residual)
 
 
+def exact_residual(gramian, weights):
+  """`kkt_residual` in fractions."""
+  as_fractions = np.vectorize(lambda x: fractions.Fraction(float(x)), 'O')
+  gramian, weights = map(as_fractions, (gramian, weights))
+  slopes = gramian @ weights
+  return float((weights @ slopes - slopes).max())
+
+
 @pytest.mark.parametrize('m', [2, 3, 5])
 @fuzz(60)
 @hypothesis.given(st.data())
@@ -380,7 +389,7 @@ def test_weights_of_gradients_of_any_length(m, data):
       max_size=4 * m,
     )
   )
-  exponents = st.lists(st.integers(-17, 18), min_size=m, max_size=m)
+  exponents = st.lists(st.integers(-14, 18), min_size=m, max_size=m)
   lengths = 10.0 ** np.array(data.draw(exponents))
   gradients = np.reshape(directions, (m, 4)) * lengths[:, None]
   tree = {'a': jnp.asarray(gradients[:, :3]), 'b': jnp.zeros((m, 0))}
@@ -393,9 +402,16 @@ def test_weights_of_gradients_of_any_length(m, data):
   assert (np.abs(np.asarray(gramian) - exact) <= slack).all()
   weights = solve(gramian)
   assert_on_the_simplex(weights)
-  # Rounding the weights to float32 leaves so much.
-  slack = 4e-6 * norms.max() * norms.min() + 1e-36
-  assert float(residual(gramian, weights)) <= slack
+  found = exact_residual(gramian, weights)
+  # What is left by rounding weights, which may cancel, to float32; and more of
+  # it where gradients span less than m dimensions, for the solver bends it.
+  terms = (np.asarray(weights, np.float64) * norms).sum()
+  precision = 1e-6 if m == 2 else 1e-3
+  assert found <= precision * norms.max() * terms + 1e-36
+  # Halves of smaller weights are subnormal.
+  if np.min(weights, initial=1, where=np.asarray(weights) > 0) > 1e-30:
+    slack = 1e-6 * abs(found) + 1e-10 * norms.max() * terms + 1e-36
+    assert abs(float(residual(gramian, weights)) - found) <= slack
   for bad in (math.nan, math.inf, -math.inf):
     i, j = data.draw(st.tuples(*[st.integers(0, m - 1)] * 2))
     broken = gramian.at[i, j].set(bad).at[j, i].set(bad)
