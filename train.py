@@ -362,7 +362,10 @@ def _make_workdir(name: str | None) -> pathlib.Path:
     raise ValueError(f'workdir=: {wanted}.')
   try:
     workdir.mkdir(exist_ok=True)
-    if any(workdir.iterdir()):
+    # What is unfinished is of a run that was killed before it had begun.
+    if not all(
+      p.name.startswith(training.UNFINISHED) for p in workdir.iterdir()
+    ):
       raise ValueError(f'workdir={workdir}: {wanted}; this one has files.')
     tempfile.TemporaryFile(dir=workdir).close()
   except OSError as error:

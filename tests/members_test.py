@@ -268,7 +268,9 @@ def test_what_a_killed_end_has_left_is_replaced(adam):
   (workdir / 'results.csv').unlink()
   for path in list((workdir / 'members').iterdir())[:2]:
     path.write_bytes(path.read_bytes()[:100])
-  (workdir / 'members' / 'tmp1234').write_text('half a network')
+  (workdir / 'members' / f'{results.UNFINISHED}1234').write_text(
+    'half a network'
+  )
   rows, output = adam.go('end')
   assert rows == adam.rows
   assert 'going on after epoch 6' in output
@@ -388,7 +390,7 @@ def test_a_result_that_cannot_be_written_is_not_there(adam, monkeypatch, name):
     with pytest.raises(OSError, match='No space'):
       adam.go(folder)
   assert not list(workdir.rglob(name))
-  assert not list(workdir.rglob('tmp*'))
+  assert not list(workdir.rglob(f'{results.UNFINISHED}*'))
   adam.go(folder)
   _assert_same(adam, folder)
 
@@ -594,3 +596,26 @@ def test_chance_is_the_share_of_the_most_frequent_class(
   )
   assert row['status'] == status
   assert row['acc_train'] == accuracy
+
+
+@pytest.mark.parametrize(
+  ('l1', 'names'),
+  [
+    ((1e-4, 2e-3), ['l1_0.0001', 'l1_0.002']),
+    # Equal in six digits.
+    ((0.1234567, 0.1234568), ['l1_0.1234567', 'l1_0.1234568']),
+  ],
+)
+def test_every_network_has_a_file_of_its_own(digits, tmp_path, l1, names):
+  config = Config(l1=l1, seed=(7,))
+  weights = np.arange(6.0, dtype=np.float32).reshape(1, 2, 3)
+  members_lib._save_members(
+    tmp_path / 'members',
+    config,
+    digits,
+    [(value, 7) for value in l1],
+    {'params': {'w': weights}},
+  )
+  for index, name in enumerate(names):
+    net = load(tmp_path / 'members' / f'{name}_seed_7.npz')
+    np.testing.assert_array_equal(net.params['w'], weights[0, index])

@@ -17,6 +17,7 @@ from models.lenet import LeNet5
 from models.vgg import VGG
 from mopt.training import load
 from mopt.training.config import Config
+from mopt.training.results import UNFINISHED
 import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -502,3 +503,13 @@ def test_help_names_every_flag_of_a_run(tmp_path):
   for name in (*train.Config.__dataclass_fields__, 'workdir', 'resume'):
     assert f'--{name}' in done.stdout or f'--[no]{name}' in done.stdout
   assert done.stdout.startswith('Trains accurate and sparse networks')
+
+
+def test_a_run_killed_before_it_began_is_no_obstacle(tmp_path):
+  unfinished = tmp_path / f'{UNFINISHED}1234'
+  unfinished.write_text('{"model":')
+  assert train._make_workdir(str(tmp_path)) == tmp_path
+  assert unfinished.exists()
+  (tmp_path / 'results.csv').write_text('precious')
+  with pytest.raises(ValueError, match='has files'):
+    train._make_workdir(str(tmp_path))

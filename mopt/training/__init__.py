@@ -9,6 +9,7 @@ from mopt.training.knee_search import check_resumable
 from mopt.training.knee_search import search
 from mopt.training.results import load
 from mopt.training.results import Network
+from mopt.training.results import UNFINISHED
 from mopt.training.run import run
 
 __all__ = (
@@ -22,4 +23,5 @@ __all__ = (
   'normalise',
   'run',
   'search',
+  'UNFINISHED',
 )

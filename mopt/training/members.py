@@ -334,8 +334,12 @@ def _rows(members, data, program, state, splits) -> list[dict[str, Any]]:
 
 def _save_members(folder, config: Config, data: Dataset, members, variables):
   folder.mkdir()
+  l1_values = {l1 for l1, _ in members if l1 is not None}
+  # Short, unless two weights would have one name.
+  is_short = len({f'{l1:g}' for l1 in l1_values}) == len(l1_values)
   for (l1, seed), member in zip(members, _by_member(variables)):
-    weight = config.optimizer if l1 is None else f'l1_{l1:g}'
+    number = f'{l1:g}' if l1 is not None and is_short else repr(l1)
+    weight = config.optimizer if l1 is None else f'l1_{number}'
     results.save(
       folder / f'{weight}_seed_{seed}.npz',
       results.Network(

@@ -19,6 +19,9 @@ from mopt.training.data import normalise
 
 PyTree = Any
 
+# What a file is called until it is whole.
+UNFINISHED = '.unfinished-'
+
 SPLIT_NAMES = {'train': 'training', 'val': 'validation', 'test': 'test'}
 
 
@@ -245,7 +248,9 @@ def append_jsonl(
 def _replace(path: str | os.PathLike, write) -> None:
   """Writes a file under another name and then moves it into place."""
   path = pathlib.Path(path)
-  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+  with tempfile.NamedTemporaryFile(
+    dir=path.parent, prefix=UNFINISHED, delete=False
+  ) as file:
     try:
       write(file)
       file.flush()  # Here a full disk may show.
