@@ -337,7 +337,8 @@ def versions() -> dict[str, Any]:
 
   device = jax.devices()[0]
   versions = {m.__name__: m.__version__ for m in (jax, jaxlib, optax, np, mopt)}
-  changed = bool(git('status', '--porcelain', 'mopt', 'models', 'benchmarks'))
+  code = ('mopt', 'models', 'benchmarks', ':!benchmarks/results')
+  changed = bool(git('status', '--porcelain', *code))
   date = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
   return (
     dict(device=device.device_kind, platform=device.platform)
