@@ -126,6 +126,22 @@ def test_gramian_matches_float64(transform, m, dtype):
   np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+@pytest.mark.parametrize('m', [2, 3, 5])
+def test_gramian_of_leaves_of_any_length(monkeypatch, platform, m):
+  # Each platform has the sum that is fast there; all are right anywhere.
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  shapes = [(), (0,), (3, 0), (1024,), (1025,), (41, 25), (16, 64, 4), (4099,)]
+  rng = np.random.default_rng(m)
+  leaves = [rng.normal(size=(m, *s)).astype(np.float32) for s in shapes]
+  gramians = jax.jit(lambda leaves: [mopt.gramian(x) for x in leaves])(leaves)
+  for leaf, found in zip(leaves, gramians):
+    np.testing.assert_array_equal(found, found.T)
+    expected = gramian_float64([leaf])
+    scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    np.testing.assert_array_less(abs(found - expected), 1e-6 * scale + 1e-30)
+
+
 def test_gramian_of_bfloat16_and_float32_leaves_sums_in_float32():
   ones = jnp.ones((2, 3001))  # a bfloat16 sum of ones stops at 256
   stacked = {'a': ones.astype(jnp.bfloat16), 'b': ones}
