@@ -32,6 +32,21 @@ def test_programs_are_kept_by_kind_of_cpu(settings, monkeypatch, tmp_path):
   assert settings[_KEY] != first
 
 
+def test_where_the_cpu_is_not_described_the_platform_is(settings, monkeypatch):
+  def absent(path):
+    raise FileNotFoundError(path)
+
+  caches.keep_compiled_programs()
+  before = settings[_KEY]
+  monkeypatch.setattr(caches.pathlib.Path, 'read_text', absent)
+  folders = set()
+  for machine in ('arm64', 'x86_64'):
+    monkeypatch.setattr(caches.platform, 'machine', lambda m=machine: m)
+    caches.keep_compiled_programs()
+    folders.add(settings[_KEY])
+  assert len(folders - {before}) == 2
+
+
 def test_another_folder_may_be_asked_for(settings, monkeypatch):
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/somewhere')
   caches.keep_compiled_programs()

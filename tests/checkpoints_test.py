@@ -1,6 +1,7 @@
 """Checkpoints: bit for bit what was saved, or refused, whatever happens."""
 
 import collections
+import gc
 import os
 import pathlib
 import shutil
@@ -272,6 +273,36 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
   with pytest.raises(OSError, match='file/checkpoints/1'):
     saved.save(1, _tree(1), 0.0)
   saved.close()  # It was said.
+
+
+def test_an_epoch_before_the_last_one_is_not_lost_silently(copy):
+  """Orbax would leave it out."""
+  with Checkpoints(copy, 5) as saved:
+    saved.save(7, _tree(7), 0.0)
+    with pytest.raises(OSError, match='6: there is a later checkpoint'):
+      saved.save(6, _tree(6), 0.0)
+  assert _restore(copy) == (7, True, [])
+
+
+class _Noisy:
+  """Fails where no one can catch it."""
+
+  def __init__(self, message):
+    self.message = message
+
+  def __del__(self):
+    raise RuntimeError(self.message)
+
+
+def test_of_what_cannot_be_raised_only_closed_loops_are_silent(monkeypatch):
+  said = []
+  hook = lambda unraisable: said.append(str(unraisable.exc_value))
+  monkeypatch.setattr(sys, 'unraisablehook', hook)
+  checkpoints._ignore_closed_loops.__wrapped__()
+  for message in ('Event loop is closed', 'something else'):
+    _Noisy(message)
+    gc.collect()
+  assert said == ['something else']
 
 
 def test_a_seal_that_cannot_be_written_is_an_os_error(copy, monkeypatch):

@@ -56,6 +56,16 @@ def test_mnist5k_has_the_documented_stratified_split():
   assert data.train.images.max(axis=(1, 2, 3)).min() > 200
 
 
+def test_mnist5k_is_made_once_and_then_found(cache, monkeypatch):
+  first = load_dataset('mnist5k')
+  assert (cache / 'mnist5k.npz').exists()
+  monkeypatch.setattr(data_lib, '_read_mnist5k', None)
+  second = load_dataset('mnist5k')
+  for split in ('train', 'val', 'test'):
+    for x, y in zip(getattr(first, split), getattr(second, split)):
+      np.testing.assert_array_equal(x, y)
+
+
 def test_splits_are_disjoint_and_the_same_in_every_run():
   first, second = load_dataset('mnist5k'), load_dataset('mnist5k')
   np.testing.assert_array_equal(first.val.images, second.val.images)
@@ -371,6 +381,19 @@ def test_what_is_no_classification_of_pictures_is_one_line(
     load_dataset('odd_digits')
   assert str(error.value).startswith('dataset=odd_digits: expected')
   assert '\n' not in str(error.value)
+
+
+def test_pictures_of_several_sizes_are_one_line(prepared, monkeypatch):
+  prepared()
+  decode = data_lib._decode
+
+  def grow(source, name):
+    source.examples[7]['image'] = np.zeros((21, 24, 3), np.uint8)
+    return decode(source, name)
+
+  monkeypatch.setattr(data_lib, '_decode', grow)
+  with pytest.raises(data_lib.DataError, match='expected pictures of one size'):
+    load_dataset('odd_digits')
 
 
 def test_without_tensorflow_nothing_is_downloaded(cache, tmp_path, monkeypatch):

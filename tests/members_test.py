@@ -60,7 +60,7 @@ def programs():
   kept = {}
 
   def make_once(config, model, data, devices):
-    config = dataclasses.replace(config, checkpoint_every=1)
+    config = dataclasses.replace(config, checkpoint_every=1, profile=False)
     key = config, model, id(data), tuple(devices)
     if key not in kept:
       kept[key] = data, make(config, model, data, devices)
@@ -91,7 +91,7 @@ class _Runs:
     self.model = model or Tiny()
     self.devices = jax.devices()[:num_devices]
 
-  def go(self, name, stop_after=(), config=None, num_devices=None):
+  def go(self, name, stop_after=(), config=None, num_devices=None, **console):
     """Rows and output; the rows are `None` if it was stopped."""
     workdir = self.folder / name
     workdir.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ class _Runs:
         self.data,
         workdir,
         jax.devices()[:num_devices] if num_devices else self.devices,
-        Console(file=output, width=200),
+        Console(file=output, width=200, **console),
         lambda: _log(workdir)[-1]['epoch'] in stop_after,
       )
     return rows, output.getvalue()
@@ -162,6 +162,20 @@ def test_a_run_that_is_stopped_ends_as_if_it_never_had(adam, stops):
   assert f'epoch {stops[-1]}/6' not in output
   assert rows == adam.rows
   _assert_same(adam, name)
+
+
+def test_a_terminal_has_a_bar_and_no_line_for_each_epoch(adam):
+  """The second epoch of these is traced, which changes no number."""
+  config = dataclasses.replace(adam.config, profile=True)
+  rows, output = adam.go('terminal', config=config, force_terminal=True)
+  assert rows == adam.rows
+  _assert_same(adam, 'terminal')
+  assert 'epoch 1/6' not in output
+  assert '6/6' in output
+  # What TensorBoard reads, and what ui.perfetto.dev does.
+  traces = list((adam.folder / 'terminal' / 'profile').rglob('*.pb'))
+  assert len(traces) == 1
+  assert list(traces[0].parent.glob('perfetto_trace.json.gz'))
 
 
 def test_stopped_in_its_last_epoch_it_is_done(adam):

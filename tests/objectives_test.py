@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -382,6 +383,19 @@ def test_an_objective_may_ignore_the_batch(name):
   expected = jax.grad(reference)(params)
   for key in params:
     np.testing.assert_allclose(grads[key][1], expected[key], rtol=1e-6)
+
+
+class Scalars(NamedTuple):
+  a: jax.Array
+  b: jax.Array
+
+
+def test_a_builtin_without_a_signature_gets_the_batch():
+  params = Scalars(jnp.array(3.0), jnp.array(-4.0))
+  grad_fn = mopt.value_and_stacked_grad(getattr, mopt.l1_norm)
+  values, grads = grad_fn(params, 'b')
+  np.testing.assert_array_equal(values, [-4.0, 7.0])
+  np.testing.assert_array_equal(grads, [[0.0, 1.0], [1.0, -1.0]])
 
 
 def test_several_arguments_reach_the_objective():

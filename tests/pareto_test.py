@@ -428,6 +428,16 @@ def test_the_knee_is_that_of_points_of_any_size(method, size):
   assert mopt.knee(points * size, method) == mopt.knee(points, method) == 1
 
 
+@METHODS
+def test_no_knee_between_neighbours_whose_logarithms_are_one(method):
+  second = [1e300]
+  for _ in range(3):
+    second.append(np.nextafter(second[-1], 0))
+  points = np.stack([np.array([0, 0.1, 0.2, 1]), second], axis=1)
+  assert mopt.nondominated(points).all()
+  assert mopt.knee(points, method, 'log') is None
+
+
 def test_no_points_of_three_objectives():
   assert mopt.nondominated(np.zeros((0, 3))).shape == (0,)
   assert mopt.hypervolume(np.zeros((0, 3)), (1, 1, 1)) == 0

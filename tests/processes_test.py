@@ -134,6 +134,47 @@ def test_a_lost_process_ends_the_other_and_one_goes_on(tmp_path):
   assert epochs == [n for n in range(1, 9) for _ in range(2)]
 
 
+_SHARES = """
+import sys
+import jax
+import numpy as np
+from mopt.training import processes
+
+coordinator, which = sys.argv[1:]
+processes.start(coordinator, 2, int(which), heartbeat_s=10)
+assert jax.process_count() == 2
+template = {'w': np.zeros(3, np.float32), 'count': np.int32(0)}
+# Only the first one has a checkpoint to read, or a signal.
+tree = {'w': np.arange(3, dtype=np.float32), 'count': np.int32(7)}
+found = (4, tree) if processes.is_first() else None
+epoch, tree = processes.from_first(found, template)
+print(epoch, tree['w'].tolist(), int(tree['count']), flush=True)
+print(processes.from_first(None, template), flush=True)
+print(processes.any_of(which == '1'), processes.any_of(False), flush=True)
+"""
+
+
+def test_two_processes_have_what_the_first_one_found():
+  address = _coordinator()
+  started = [
+    subprocess.Popen(
+      [sys.executable, '-c', _SHARES, address, str(which)],
+      cwd=_ROOT,
+      env=os.environ | {'PYTHONPATH': str(_ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for which in (0, 1)
+  ]
+  said = [process.communicate(timeout=120) for process in started]
+  for process, (output, errors) in zip(started, said):
+    assert process.returncode == 0, errors
+    # After what JAX says of its connections.
+    expected = ['4 [0.0, 1.0, 2.0] 7', 'None', 'True False']
+    assert output.splitlines()[-3:] == expected
+
+
 def test_a_process_alone_shares_with_nobody():
   assert processes.is_first()
   assert processes.any_of(True)
@@ -141,6 +182,34 @@ def test_a_process_alone_shares_with_nobody():
   found = 3, {'w': np.ones(2)}
   assert processes.from_first(found, None) is found
   assert processes.from_first(None, None) is None
+
+
+def test_jax_is_told_where_the_others_are_or_finds_them(monkeypatch):
+  told = []
+  initialize = lambda **kwargs: told.append(kwargs)
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  processes.start('auto', heartbeat_s=30)
+  processes.start('there:1234', 3, 2)
+  assert told == [
+    {'heartbeat_timeout_seconds': 30},
+    {
+      'heartbeat_timeout_seconds': 100,
+      'coordinator_address': 'there:1234',
+      'num_processes': 3,
+      'process_id': 2,
+    },
+  ]
+
+
+@pytest.mark.parametrize('error', [RuntimeError, ValueError])
+def test_what_jax_does_not_find_is_one_error(monkeypatch, error):
+  def initialize(**kwargs):
+    raise error('no cluster here')
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  said = r'coordinator=auto: expected host:port .* \(no cluster here\)'
+  with pytest.raises(ValueError, match=said):
+    processes.start('auto')
 
 
 @pytest.mark.parametrize('address', ['nonsense', ':1234', 'here:', 'here:x'])

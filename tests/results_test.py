@@ -115,7 +115,8 @@ def test_a_pickle_inside_is_refused_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'damage', ['flip', 'truncate', 'empty', 'text', 'keys', 'dtype', 'about']
+  'damage',
+  ['flip', 'truncate', 'empty', 'text', 'keys', 'dtype', 'about', 'lost'],
 )
 def test_a_damaged_or_foreign_file_is_refused(tmp_path, damage):
   path = tmp_path / 'net.npz'
@@ -134,6 +135,11 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path, damage):
     np.savez(path, about=np.array('{}'), weights=np.ones(3))
   elif damage == 'dtype':
     np.savez(path, about=np.array('{}'), **{'params/x': np.array(['text'])})
+  elif damage == 'lost':
+    with np.load(path) as file:
+      arrays = dict(file)
+    del arrays['params/layer1/kernel']
+    np.savez(path, **arrays)
   else:
     np.savez(path, about=np.array('[1, 2]'), **{'params/x': np.ones(3)})
   with pytest.raises(ValueError, match=r'net.npz: expected a network'):

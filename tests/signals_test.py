@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
@@ -97,6 +98,31 @@ def test_an_epoch_that_takes_too_long_is_left(epoch):
   assert 'or in 0.5 s' in err
   assert err.endswith('Stopped; --resume goes on.\n')
   assert 0.5 <= seconds < 10
+
+
+def test_a_terminal_gets_its_cursor_back():
+  """Which the bar hides, and nobody is left to show."""
+  ours, theirs = pty.openpty()
+  with subprocess.Popen(
+    [sys.executable, '-c', _SCRIPT, 'deaf', '0'],
+    stdout=theirs,
+    stderr=subprocess.DEVNULL,
+  ) as process:
+    try:
+      assert b'epoch' in os.read(ours, 100)
+      process.send_signal(signal.SIGTERM)
+      assert process.wait(timeout=30) == EXIT_CODE
+    finally:
+      process.kill()
+  # Theirs is open still, or what was said might be lost.
+  os.set_blocking(ours, False)
+  said = b''
+  with contextlib.suppress(BlockingIOError):
+    while part := os.read(ours, 100):
+      said += part
+  os.close(theirs)
+  os.close(ours)
+  assert b'\x1b[?25h' in said
 
 
 def test_after_it_a_signal_does_what_it_did_before():

@@ -274,6 +274,20 @@ def test_bad_input_is_one_line_and_exit_2(call, tmp_path, args, named):
   assert (tmp_path / 'full' / 'results.csv').read_text() == 'precious'
 
 
+@pytest.mark.parametrize(
+  ('settings', 'said'),
+  [
+    ({'optimizer': 'adamw'}, 'optimizer=adamw: expected sgd, .* or madam'),
+    ({'search': ''}, 'search=: expected none, .* or bisection'),
+    ({'l1': ()}, 'l1=: expected at least one number'),
+    ({'seed': ()}, 'seed=: expected at least one number'),
+  ],
+)
+def test_settings_are_checked_without_flags(settings, said):
+  with pytest.raises(ValueError, match=said):
+    Config(**settings)
+
+
 def test_only_vgg_is_augmented_by_default():
   assert Config().augmentation == (0.0, 0.0, False)
   assert Config(model='vgg').augmentation == (15.0, 0.1, True)
