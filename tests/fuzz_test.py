@@ -245,7 +245,8 @@ def test_a_leaf_that_is_no_number_is_named(name, tree, bad, is_first):
   path = "at '0'" if is_first else "at 'bad/1'"
   with pytest.raises((TypeError, ValueError)) as error:
     TREE_FUNCTIONS[name](tree)
-  named = path, repr(bad), str(bad), type(bad).__name__, 'leading axes'
+  named = [path, repr(bad), str(bad), type(bad).__name__, 'leading axes']
+  named += [str(bad.dtype)] if isinstance(bad, np.ndarray) else []
   assert any(part in str(error.value) for part in named)
 
 
