@@ -131,7 +131,7 @@ def assert_sum(found, terms):
     )
 
 
-@fuzz(150)
+@fuzz(100)
 @hypothesis.given(with_masks(trees(arrays() | python_numbers())))
 def test_norms_of_any_tree(case):
   tree, mask, chosen = case
@@ -178,7 +178,7 @@ def test_counts_of_any_tree(case):
   assert least <= int(total) <= most
 
 
-@fuzz(60)
+@fuzz(40)
 @hypothesis.given(trees(arrays(), min_size=1), st.integers(2, 3))
 def test_stacked_gradients_of_any_tree(tree, m):
   objectives = [mopt.l1_norm, mopt.l2_norm_squared, mopt.l1_norm][:m]
@@ -331,7 +331,7 @@ def params_and_updates(draw):
   return params, structure.unflatten(updates), mask, chosen
 
 
-@fuzz(80)
+@fuzz(50)
 @hypothesis.given(params_and_updates(), THRESHOLDS, st.integers(1, 2))
 def test_updates_that_prune(case, tau, every):
   params, updates, mask, chosen = case
@@ -432,7 +432,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-@fuzz(15)
+@fuzz(12)
 @hypothesis.given(st.data())
 def test_optimizers_of_any_tree(name, data):
   m = data.draw(st.integers(2, 3))
