@@ -318,6 +318,19 @@ def test_a_failed_process_leaves_no_result(trainer, places, code, expected):
   assert pieces.train(piece, places, call=trainer)
 
 
+def test_seeds_may_find_knees_of_their_own():
+  folder = pieces.ROOT / 'benchmarks' / 'results' / 'paper'
+  results = [
+    pieces.load(path)
+    for path in sorted(folder.glob('fig9_bisection_seed*.json'))
+  ]
+  assert len({result.config['knee'] for result in results}) > 1
+  pieces.check_alike(results)
+  other = results[0]._replace(config=results[0].config | {'epochs': 7})
+  with pytest.raises(pieces.Failed, match='expected epochs=30.* got 7'):
+    pieces.check_alike([*results, other])
+
+
 def test_an_interrupted_process_leaves_no_result(run, tmp_path):
   def interrupt(command):
     raise KeyboardInterrupt

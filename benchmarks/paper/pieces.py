@@ -205,9 +205,10 @@ def merge(parts: Sequence[Result]) -> Result:
 def check_alike(results: Sequence[Result]) -> None:
   """Raises `Failed` unless these differ in nothing but the seed.
 
-  A flag that one of them did not have yet makes no difference.
+  A flag that one of them did not have yet makes no difference, nor does what
+  came out.
   """
-  theirs = {'data_dir', 'seed', 'environment', 'seconds'}
+  theirs = {'data_dir', 'seed', 'environment', 'seconds', 'knee'}
   first, *others = results
   for other in others:
     for name in (first.config.keys() & other.config.keys()) - theirs:
