@@ -54,6 +54,7 @@ def smgd(
     multi-objective optimization and its application to supervised machine
     learning <https://doi.org/10.1007/s10479-021-04033-z>`_, 2021.
   """
+  _check_rate(learning_rate)
   _check_decay('momentum', 0.0 if momentum is None else momentum)
   return optax.chain(
     aggregate(weighting, num_objectives=num_objectives),
@@ -104,6 +105,7 @@ def mrmsprop(
   References:
     Reiners et al., 2020, equations (11), (12) and (15).
   """
+  _check_rate(learning_rate)
   _check_decay('decay', decay)
   _check_eps(eps)
   return optax.chain(
@@ -172,6 +174,7 @@ def madam(
     Reiners et al., 2020, equations (13), (14) and (15).
     Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2014.
   """
+  _check_rate(learning_rate)
   _check_decay('b1', b1)
   _check_decay('b2', b2)
   _check_eps(eps)
@@ -182,6 +185,12 @@ def madam(
     ),
     optax.scale_by_learning_rate(learning_rate),
   )
+
+
+def _check_rate(value) -> None:
+  # Optax takes None for no scaling, with the sign of ascent.
+  if value is None:
+    raise ValueError('learning_rate must be a number or a schedule, got None.')
 
 
 def _check_decay(name: str, value) -> None:

@@ -344,3 +344,9 @@ def test_penalty_and_convex_form_agree_under_sgd_of_a_scaled_rate(penalty):
 def test_bad_hyperparameters_are_refused(make, match):
   with pytest.raises(ValueError, match=match):
     make()
+
+
+@pytest.mark.parametrize('make', [mopt.smgd, mopt.mrmsprop, mopt.madam])
+def test_no_learning_rate_is_refused(make):
+  with pytest.raises(ValueError, match='learning_rate .*None'):
+    make(None)

@@ -137,7 +137,6 @@ def test_gramian_of_leaves_of_any_length(monkeypatch, platform, m):
   leaves = [rng.normal(size=(m, *s)).astype(np.float32) for s in shapes]
   gramians = jax.jit(lambda leaves: [mopt.gramian(x) for x in leaves])(leaves)
   for leaf, found in zip(leaves, gramians):
-    np.testing.assert_array_equal(found, found.T)
     expected = gramian_float64([leaf])
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     np.testing.assert_array_less(abs(found - expected), 1e-6 * scale + 1e-30)
