@@ -9,7 +9,7 @@ import optax
 
 from mopt.masks import Mask
 from mopt.masks import path_name
-from mopt.min_norm import gramian
+from mopt.min_norm import gramian_of
 from mopt.weightings import Weighting
 
 
@@ -132,7 +132,9 @@ def aggregate(
   def init_fn(params):
     return AggregateState(
       weights=jnp.zeros(m, jnp.float32),
-      inner_state=jax.vmap(inner.init, in_axes=None, axis_size=m)(params),
+      inner_state=jax.vmap(inner.init, in_axes=None, axis_size=m)(
+        _at_least_float32(params)
+      ),
     )
 
   def update_fn(updates, state, params=None, **extra_args):
@@ -141,19 +143,52 @@ def aggregate(
         'aggregate needs the parameters: call update(updates, state, params).'
       )
     check_stacked(updates, params, m)
-    weights = weighting(gramian(updates, mask))
-    if weights.shape != (m,):
-      raise ValueError(
-        f'weighting must return [{m}] weights, got shape {weights.shape}.'
-      )
+    weights = _as_weights(weighting(gramian_of(updates, mask, m)), m)
+    wide_params = _at_least_float32(params)
     directions, inner_state = jax.vmap(
-      lambda u, s: inner.update(u, s, params, **extra_args)
-    )(updates, state.inner_state)
-    return weighted_sum(weights, directions), AggregateState(
-      weights, inner_state
+      lambda u, s: inner.update(u, s, wide_params, **extra_args)
+    )(_at_least_float32(updates), state.inner_state)
+    combined = jax.tree.map(
+      lambda x, update: x.astype(jnp.asarray(update).dtype),
+      weighted_sum(weights, directions),
+      updates,
     )
+    return combined, AggregateState(weights.astype(jnp.float32), inner_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _at_least_float32(tree: Any) -> Any:
+  """Leaves of half precision in float32, in which moments keep their digits.
+
+  An eps of 1e-8 is 0 in float16, where Adam of a gradient that is exactly zero
+  would be 0 / 0; and 0.999 is 1 in bfloat16, where a second moment would never
+  fade.
+  """
+
+  def widen(leaf):
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return leaf
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+  return jax.tree.map(widen, tree)
+
+
+def _as_weights(weights: Any, m: int) -> jax.Array:
+  """What a weighting has returned, as an array `[m]` of floats."""
+  try:
+    array = jnp.asarray(weights)
+  except (TypeError, ValueError):
+    array = None
+  if array is None or array.shape != (m,):
+    found = repr(weights) if array is None else f'shape {array.shape}'
+    raise ValueError(f'weighting must return [{m}] weights, got {found}.')
+  return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+# Up to so many objectives a sum over them is written out.
+_FEW = 8
 
 
 def weighted_sum(weights: jax.Array, stacked: Any) -> Any:
@@ -161,11 +196,15 @@ def weighted_sum(weights: jax.Array, stacked: Any) -> Any:
 
   def combine(leaf):
     # Products and sums of elements, for a matrix product would round them to
-    # TF32 or bfloat16 where the platform does so by default. Weighed before it
-    # is taken apart, the leaf need not be written to memory on CPUs.
-    weighed = leaf.astype(jnp.float32) * weights.reshape(
+    # TF32 or bfloat16 where the platform does so by default.
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    weighed = leaf.astype(dtype) * weights.astype(dtype).reshape(
       -1, *(1,) * (leaf.ndim - 1)
     )
+    if len(weighed) > _FEW:
+      return weighed.sum(axis=0).astype(leaf.dtype)
+    # Weighed before it is taken apart, the leaf need not be written to memory
+    # on CPUs.
     return functools.reduce(jnp.add, list(weighed)).astype(leaf.dtype)
 
   return jax.tree.map(combine, stacked)
