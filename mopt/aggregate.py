@@ -37,6 +37,9 @@ def aggregate(
     \lambda = \mathrm{weighting}(G), \quad G_{ij} = \langle g_i, g_j \rangle,
     \qquad u = \sum_j \lambda_j \, \mathrm{inner}(g_j)
 
+  Gradients of half precision pass through `inner` in float32, so that moments
+  keep their digits; updates leave in the dtype in which they entered.
+
   Updates enter with leaves `[m, *param.shape]` (see `mopt.stack` and
   `mopt.value_and_stacked_grad`) and leave with the shape of the parameters, so
   this stands first in a chain, and everything Optax has may follow. What
@@ -78,8 +81,8 @@ def aggregate(
         (new_params, new_state), (params, state))
 
   Args:
-    weighting: function from the Gramian `[m, m]` to weights `[m]`, such as
-      `mopt.min_norm_weights` or `mopt.fixed_weights((1, 3e-4))`.
+    weighting: function from the Gramian `[m, m]` (f32, f64 if a leaf is) to
+      weights `[m]`, such as `mopt.min_norm_weights` or `mopt.fixed_weights((1, 3e-4))`.
     inner: what each objective's gradient passes through, any transformation
       that `jax.vmap` maps; nothing by default.
     num_objectives: m >= 2.
@@ -146,7 +149,7 @@ def aggregate(
     weights = _as_weights(weighting(gramian_of(updates, mask, m)), m)
     wide_params = _at_least_float32(params)
     directions, inner_state = jax.vmap(
-      lambda u, s: inner.update(u, s, wide_params, **extra_args)
+      lambda u, s: inner.update(u, s, wide_params, **extra_args), axis_size=m
     )(_at_least_float32(updates), state.inner_state)
     combined = jax.tree.map(
       lambda x, update: x.astype(jnp.asarray(update).dtype),

@@ -101,11 +101,13 @@ def search(program: Program, limit: float, repeat: Repeat) -> Pair:
   """`solve`, with one of the ways to repeat."""
   m = len(program.size)
   zero = jnp.zeros(m, jnp.float32)
+
+  def with_linear(part):
+    columns = [program.matrix[part], program.linear[part][:, None]]
+    return jnp.concatenate(columns, axis=1)
+
   start = _Search(
-    table=tuple(
-      jnp.concatenate([c, q[:, None]], axis=1)
-      for c, q in zip(program.matrix, program.linear)
-    ),
+    table=(with_linear(0), with_linear(1)),
     active=jnp.zeros(m, bool),
     x=zero,
     waiting=jnp.full((), m, jnp.int32),

@@ -1,6 +1,7 @@
 """`aggregate` around and inside of Optax, and the fixed weightings."""
 
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,53 @@ def test_bfloat16_is_combined_in_float32():
   assert float(updates[0]) == 1.0078125
 
 
+def test_float64_is_combined_in_float64():
+  with jax.enable_x64(True):
+    params = jnp.zeros(1, jnp.float64)
+    grads = jnp.array([[1 + 1e-9], [-1]], jnp.float64)
+    tx = mopt.aggregate(mopt.fixed_weights((1, 1)))
+    updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+    assert updates.dtype == jnp.float64
+    assert state.weights.dtype == jnp.float32
+    np.testing.assert_allclose(updates, [1e-9], rtol=1e-6)
+
+
+def test_moments_of_half_precision_are_float32():
+  # 0.999 is 1 in bfloat16: there a second moment would never fade.
+  params = jnp.ones(3, jnp.bfloat16)
+  grads = jnp.ones((2, 3), jnp.bfloat16)
+  tx = mopt.aggregate(halves, optax.scale_by_adam())
+  state = tx.init(params)
+  for count in range(1, 4):
+    updates, state = jax.jit(tx.update)(grads, state, params)
+    assert updates.dtype == jnp.bfloat16
+    nu = optax.tree.get(state, 'nu')
+    assert nu.dtype == jnp.float32
+    np.testing.assert_allclose(nu, np.full((2, 3), 1 - 0.999**count), rtol=1e-5)
+
+
+# One example an objective: as a sum written out it took minutes to compile.
+@pytest.mark.parametrize('weighting', ['fixed', 'min_norm'])
+def test_128_objectives_are_one_program(weighting):
+  m = 128
+  weights = np.linspace(0, 1, m)
+  weighting = {
+    'fixed': mopt.fixed_weights(weights),
+    'min_norm': mopt.min_norm_weights,
+  }[weighting]
+  tx = mopt.aggregate(weighting, num_objectives=m)
+  params, grads = random_tree(0), random_tree(1, m)
+  start = time.monotonic()
+  updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+  jax.block_until_ready(updates)
+  assert time.monotonic() - start < 60  # 4 s on a quiet machine
+  found = np.asarray(state.weights, np.float64)
+  expected = jax.tree.map(
+    lambda g: np.tensordot(found, np.asarray(g, np.float64), 1), grads
+  )
+  assert_trees_close(updates, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_extra_arguments_reach_the_inner_transformation():
   def update(updates, state, params=None, *, factor, **extra_args):
     del params, extra_args
@@ -271,6 +319,24 @@ def test_what_is_not_a_weighting_is_refused(weighting):
 def test_what_is_not_a_transformation_is_refused(inner):
   with pytest.raises(ValueError, match='GradientTransformation'):
     mopt.aggregate(halves, inner)
+
+
+def test_a_weighting_may_return_a_list():
+  params, grads = random_tree(0), random_tree(1, 2)
+  tx = mopt.aggregate(lambda gramian: [1, gramian[0, 0]])
+  updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+  assert state.weights.dtype == jnp.float32
+  first = mopt.gramian(grads)[0, 0]
+  expected = jax.tree.map(lambda g: g[0] + first * g[1], grads)
+  assert_trees_close(updates, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('result', [None, 'half', {'a': 1}, object()])
+def test_a_weighting_that_returns_no_numbers_is_refused(result):
+  params, grads = random_tree(0), random_tree(1, 2)
+  tx = mopt.aggregate(lambda gramian: result)
+  with pytest.raises(ValueError, match=r'weighting must return \[2\] weights'):
+    tx.update(grads, tx.init(params), params)
 
 
 def test_a_weighting_that_returns_another_shape_is_refused():

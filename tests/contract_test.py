@@ -5,6 +5,9 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
@@ -126,11 +129,8 @@ def test_a_step_may_stand_in_a_branch(name):
   assert_finite_and_moved(moved, params)
 
 
-@each_optimizer
-def test_bfloat16_parameters_stay_bfloat16(name):
-  tx = make(name)
-  params = make_params(jnp.bfloat16)
-  grads = make_grads(params, 5, 2)
+def run_steps(tx, params, grads):
+  """Several steps as a scan, which fails if any dtype changes on the way."""
 
   @jax.jit
   def run(params, state):
@@ -141,11 +141,72 @@ def test_bfloat16_parameters_stay_bfloat16(name):
 
     return jax.lax.scan(body, (params, state), grads)
 
-  (new, _), updates = run(params, tx.init(params))
-  for leaf in jax.tree.leaves((new, updates)):
-    assert leaf.dtype == jnp.bfloat16
-    assert np.isfinite(np.asarray(leaf.astype(jnp.float32))).all()
-  assert (new['dense']['kernel'] != params['dense']['kernel']).any()
+  state = tx.init(params)
+  (params, new_state), updates = run(params, state)
+  chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+  return params, updates, new_state
+
+
+DTYPES = {
+  'bfloat16': (jnp.bfloat16, False),
+  'float16': (jnp.float16, False),
+  'float32': (jnp.float32, False),
+  'float32_with_x64': (jnp.float32, True),
+  'float64': (jnp.float64, True),
+}
+
+
+@pytest.mark.parametrize('m', [2, 3])
+@pytest.mark.parametrize('kind', DTYPES)
+@each_optimizer
+def test_every_dtype_stays_and_weights_are_float32(name, kind, m):
+  dtype, has_x64 = DTYPES[kind]
+  with jax.enable_x64(has_x64):
+    params = make_params(dtype)
+    grads = make_grads(params, 5, m)
+    tx = optax.chain(make(name, m=m), mopt.prune_by_magnitude(1e-3))
+    new, updates, state = run_steps(tx, params, grads)
+    assert optax.tree.get(state, 'weights').dtype == jnp.float32
+    for leaf in jax.tree.leaves((new, updates)):
+      assert leaf.dtype == dtype
+      assert np.isfinite(np.asarray(leaf.astype(jnp.float32))).all()
+    assert (new['dense']['kernel'] != params['dense']['kernel']).any()
+
+
+@pytest.mark.parametrize('kind', ['bfloat16', 'float16'])
+@each_optimizer
+def test_half_precision_follows_float32(name, kind):
+  # Of the same numbers, with a parameter that has no gradient: that is 0 / 0
+  # where moments are float16, in which an eps of 1e-8 is 0.
+  dtype, _ = DTYPES[kind]
+  half = make_params(dtype)
+  half_grads = make_grads(half, 4, 2)
+  half_grads['dense']['bias'] *= 0
+  as_float32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  tx = make(name, 1e-3)
+  _, found, _ = run_steps(tx, half, half_grads)
+  _, expected, _ = run_steps(tx, as_float32(half), as_float32(half_grads))
+  assert not found['dense']['bias'].any()
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    digits = float(jnp.finfo(dtype).eps)
+    largest = float(jnp.abs(y).max())
+    np.testing.assert_allclose(
+      x.astype(jnp.float32), y, rtol=digits, atol=digits * largest
+    )
+
+
+@each_optimizer
+def test_float64_keeps_its_digits(name):
+  with jax.enable_x64(True):
+    tx = optax.chain(make(name), mopt.prune_by_magnitude(1e-12))
+    params = jax.tree.map(lambda x: 1e-10 * x, make_params(jnp.float64))
+    grads = make_grads(params, 3, 2)
+    new, updates, _ = run_steps(tx, params, grads)
+    moved = jax.tree.map(lambda u: u.sum(axis=0), updates)
+    expected = jax.tree.map(jnp.add, params, moved)
+    chex.assert_trees_all_close(new, expected, rtol=1e-7, atol=1e-16)
+    single = [x.astype(jnp.float32) for x in jax.tree.leaves(updates)]
+    assert any((x != y).all() for x, y in zip(single, jax.tree.leaves(updates)))
 
 
 @each_optimizer
@@ -189,7 +250,7 @@ def test_a_population_equals_its_members_one_by_one(name):
 
 
 @each_optimizer
-def test_four_devices_equal_one(name):
+def test_four_devices_equal_one(name, four_devices):
   # Weights are not linear in the gradients, so the stacked gradients are
   # averaged before the update.
   def error(params, batch):
@@ -209,19 +270,155 @@ def test_four_devices_equal_one(name):
   params = make_params()
   many = one = params, tx.init(params)
   on_many = jax.pmap(
-    train_step, axis_name='batch', in_axes=(None, None, 0), out_axes=None
+    train_step,
+    axis_name='batch',
+    in_axes=(None, None, 0),
+    out_axes=None,
+    devices=four_devices,
   )
   on_one = jax.jit(
     lambda params, state, batch: step_of(tx)(
       params, state, grad_fn(params, batch)[1]
     )
   )
-  assert jax.local_device_count() == 4
   for batch in batches:
     many = on_many(*many, batch.reshape(4, 2, 4))
     one = on_one(*one, batch)
   chex.assert_trees_all_close(many, one, rtol=1e-4, atol=1e-5)
   assert_finite_and_moved(one[0], params)
+
+
+# -- Sharded parameters --------------------------------------------------------
+
+SPECS = {
+  'rows': P('x', None),
+  'columns': P(None, 'y'),
+  'both': P('x', 'y'),
+  'one_of_two': P(('x', 'y'), None),
+  'vector': P('y'),
+  'whole': P(),
+}
+# What `jax.make_mesh` gives by default, and what it gave before.
+each_mesh = pytest.mark.parametrize(
+  'axis_type', [AxisType.Explicit, AxisType.Auto], ids=lambda t: t.name
+)
+
+
+def make_mesh(devices, axis_type):
+  return jax.make_mesh(
+    (2, 2), ('x', 'y'), axis_types=(axis_type,) * 2, devices=devices
+  )
+
+
+def numbers_to_shard(*leading, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = {key: (8, 4)[: len(spec) or 2] for key, spec in SPECS.items()}
+  return {
+    key: rng.normal(size=(*leading, *shape)).astype(np.float32)
+    for key, shape in shapes.items()
+  }
+
+
+def shard(tree, mesh, *leading):
+  return {
+    key: jax.device_put(x, NamedSharding(mesh, P(*leading, *SPECS[key])))
+    for key, x in tree.items()
+  }
+
+
+def assert_sharded_as(found, mesh):
+  for key, spec in SPECS.items():
+    x = found[key]
+    axes = len(spec) or 2
+    stacked = (None,) * (x.ndim - axes)
+    expected = NamedSharding(mesh, P(*stacked, *spec))
+    assert x.sharding.is_equivalent_to(expected, x.ndim), key
+
+
+@each_mesh
+@pytest.mark.parametrize('m', [2, 9])
+@each_optimizer
+def test_sharded_parameters_equal_whole_ones(name, m, axis_type, four_devices):
+  tx = optax.chain(make(name, m=m), mopt.prune_by_magnitude(0.3))
+  params, grads = numbers_to_shard(), numbers_to_shard(m, seed=1)
+  step = jax.jit(step_of(tx))
+  whole, whole_state = step(params, tx.init(params), grads)
+  mesh = make_mesh(four_devices, axis_type)
+  with jax.set_mesh(mesh):
+    params = shard(params, mesh)
+    new, state = step(params, tx.init(params), shard(grads, mesh, None))
+  assert_sharded_as(new, mesh)
+  is_moment = lambda x: isinstance(x, dict)
+  for moment in filter(is_moment, jax.tree.leaves(state, is_leaf=is_moment)):
+    assert_sharded_as(moment, mesh)
+  chex.assert_trees_all_close(new, whole, rtol=2e-5, atol=1e-6)
+  chex.assert_trees_all_close(state, whole_state, rtol=2e-5, atol=1e-6)
+  assert int(optax.tree.get(state, 'nonzeros')) < 8 * 4 * 5 + 8
+
+
+FUNCTIONS = {
+  'l1_norm': mopt.l1_norm,
+  'l2_norm_squared': mopt.l2_norm_squared,
+  'lp_norm': functools.partial(mopt.lp_norm, p=0.5),
+  'count_nonzero': mopt.count_nonzero,
+  'prune': functools.partial(mopt.prune, threshold=0.5),
+}
+
+
+@each_mesh
+@pytest.mark.parametrize('is_jitted', [False, True], ids=['eager', 'jit'])
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_functions_of_sharded_parameters(
+  name, is_jitted, axis_type, four_devices
+):
+  function = FUNCTIONS[name]
+  params = numbers_to_shard()
+  params['rows'][0] = 0
+  expected = function(params)
+  mesh = make_mesh(four_devices, axis_type)
+  run = jax.jit(function) if is_jitted else function
+  with jax.set_mesh(mesh):
+    found = run(shard(params, mesh))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
+    if name == 'prune':
+      assert_sharded_as(found, mesh)
+    if name.endswith(('norm', 'squared')):
+      slopes = jax.jit(jax.grad(function))(shard(params, mesh))
+      assert_sharded_as(slopes, mesh)
+      chex.assert_trees_all_close(
+        slopes, jax.grad(function)(params), rtol=1e-5, atol=1e-6
+      )
+
+
+@each_mesh
+@pytest.mark.parametrize('is_jitted', [False, True], ids=['eager', 'jit'])
+@pytest.mark.parametrize('m', [2, 3, 5])
+def test_gramian_of_sharded_gradients(m, is_jitted, axis_type, four_devices):
+  grads = numbers_to_shard(m)
+  mesh = make_mesh(four_devices, axis_type)
+  run = jax.jit(mopt.gramian) if is_jitted else mopt.gramian
+  flat = np.concatenate([x.reshape(m, -1) for x in grads.values()], axis=1)
+  flat = flat.astype(np.float64)
+  with jax.set_mesh(mesh):
+    found = run(shard(grads, mesh, None))
+    np.testing.assert_allclose(found, flat @ flat.T, rtol=1e-5, atol=1e-5)
+    weights = jax.jit(mopt.min_norm_weights)(found)
+  expected = mopt.min_norm_weights(jnp.float32(flat @ flat.T))
+  np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-6)
+
+
+@each_mesh
+def test_a_population_of_sharded_members(axis_type, four_devices):
+  tx = make('madam')
+  params, grads = numbers_to_shard(3), numbers_to_shard(3, 2, seed=1)
+  run = jax.jit(
+    jax.vmap(lambda params, grads: step_of(tx)(params, tx.init(params), grads))
+  )
+  expected = run(params, grads)
+  mesh = make_mesh(four_devices, axis_type)
+  with jax.set_mesh(mesh):
+    found = run(shard(params, mesh, None), shard(grads, mesh, None, None))
+  chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
 
 
 # -- With the rest of Optax ---------------------------------------------------
@@ -237,6 +434,23 @@ def test_extra_arguments_are_accepted(name):
   update = jax.jit(tx.update)
   found = update(grads, state, params, value=1.0, grad=grads, anything=None)
   chex.assert_trees_all_equal(found, update(grads, state, params))
+
+
+@each_optimizer
+def test_a_group_without_leaves_is_nothing_to_do(name):
+  params = make_params()
+  grads = make_grads(params, 2)
+  alone = make(name)
+  tx = optax.partition(
+    {'all': alone, 'none': make(name)},
+    jax.tree.map(lambda _: 'all', params),
+  )
+  found, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+  expected, _ = jax.jit(alone.update)(grads, alone.init(params), params)
+  chex.assert_trees_all_close(found, expected, rtol=1e-6)
+  empty, state = alone.update({}, alone.init({}), {})
+  assert empty == {}
+  assert optax.tree.get(state, 'weights').shape == (2,)
 
 
 @each_optimizer
