@@ -22,7 +22,8 @@ Names:
   drift           where SMGD goes if its rate does not decay
   front           fronts of table2c, table2c_tuned and the paper, with knees
   strategies      fronts of table2a, b, c and c_tuned (section 6.2.1)
-  all             all of these; without an accelerator not table2d and fig6
+  all             all of these; without an accelerator table2d and fig6 only
+                  where what they are made of, or a part of it, is there
 
 What is trained, a piece, is one call of train.py with one of the flag files
 beside this module and one seed; it is printed, and you can type it too. What
