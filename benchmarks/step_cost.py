@@ -1,33 +1,35 @@
 """What a training step costs: updates, the min-norm solve, all of LeNet-5.
 
-  python -m benchmarks.step_cost           # about five minutes on two cores
+  python -m benchmarks.step_cost           # some minutes on two cores
   python -m benchmarks.step_cost --quick   # a look, in half a minute
 
 Programs are compiled ahead of time, compile time is apart, and what they update
-is donated. Rows of one table run interleaved, in a new random order each round,
-so that the moods of the machine hit all alike. A time is the median over n
-calls, each up to `block_until_ready`, divided by the steps in a call; `iqr` is
-the distance of its quartiles. On a busy machine the ratio of two medians says
-more than either. How to read it:
+is donated. A call makes many steps in one program, at every size as many as
+take 10 ms at least, so that dispatch is not what is timed; nothing is moved out
+of the loop over them. Rows of one table run interleaved, in a new random order
+each round, so that the moods of the machine hit all alike. A time is the median
+over n calls, each up to `block_until_ready`, divided by the steps in a call;
+`iqr` is the distance of its quartiles. On a busy machine the ratio of two
+medians says more than either. How to read it:
 
-  * update: one `tx.update` and `apply_updates`, given the gradients. Up to
-    100,000 parameters a call makes 32 steps, so that dispatch is amortised
-    (and the state stays in cache); above, one.
+  * update: one `tx.update` and `apply_updates`, given the gradients. State that
+    fits stays in a cache from step to step.
   * floor: the f32 numbers that must pass between memory and processor, over
-    the speed of a donated triad `a = a + s * b` that holds about as many,
-    measured in the same rounds. For N parameters p and m = 2 gradients g,
+    the speed of a triad `a = a + s * b`, in place as updates are, that holds
+    about as many, so that it has the same cache, measured in the same rounds
+    and the same way. For N parameters p and m = 2 gradients g,
     written elsewhere: sgd reads g, reads and writes p = 3 N; rmsprop has a
     moment too = 5 N; adam two = 7 N; smgd reads 2 g for the Gramian and again
     for their sum, and p = 6 N; mrmsprop and 2 moments = 10 N; madam and 4 = 14
     N; adam on the weighted sum 2 g, p and 2 moments = 8 N. madam with m
     gradients: 6 m + 2. Pruning adds none: its sum, test and count can run where
-    the parameters pass. A ratio below 1
-    means a cache that the triad did not have.
+    the parameters pass. A ratio below 1 means a cache that the triad did not
+    have.
   * gramian: its floor reads m gradients once.
-  * min-norm: one solve; a call makes 64, one after the other, of gradients
-    with norms over four decades.
-  * lenet5: a whole step on 32 random pictures; a call scans over 50. A share
-    is the difference of two rows, taken call by call.
+  * min-norm: one solve, of 64 that come one after the other, of gradients with
+    norms over four decades.
+  * lenet5: a whole step on 32 random pictures, of 50 batches that come in turn.
+    A share is the difference of two rows, taken call by call.
 """
 
 import argparse
@@ -35,6 +37,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import datetime
 import functools
+import math
 import os
 import platform
 import subprocess
@@ -59,9 +62,18 @@ PyTree = Any
 
 _RATE = 1e-6  # Parameters hardly move, however many steps are timed.
 _MANY = (2, 3, 4, 8, 16, 32)
-# What is repeated with the same gradients must not lose to the time before the
-# loop what depends on them alone, such as the Gramian.
-_IN_LOOP = {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'}
+# Passes that move what does not change out of a loop; a second protection.
+_IN_LOOP = {
+  'xla_disable_hlo_passes': 'while-loop-invariant-code-motion,'
+  'while-loop-expensive-invariant-code-motion'
+}
+# Seconds that a call takes at least: hundreds of times what dispatch does.
+_CALL = 0.01
+# Steps in a call at least, however slow, and numbers in all of them together:
+# a guess at what makes it long enough.
+_LEAST, _NUMBERS = 4, 5_000_000
+# So many numbers, 800 MB, are in no cache.
+_UNCACHED = 200_000_000
 
 _PRUNE = mopt.prune_by_magnitude(1e-3, mask=mopt.dense_kernels)
 
@@ -106,7 +118,7 @@ SHARES = (
 
 @dataclasses.dataclass
 class Program:
-  """A row: `function(carry, *arguments) -> carry`, which makes steps."""
+  """A row: `function(carry, *arguments) -> carry`, which makes `unit` steps."""
 
   table: str
   name: str
@@ -115,23 +127,36 @@ class Program:
   arguments: tuple[PyTree, ...]
   size: int | None = None
   m: int | None = None
-  steps: int = 1
+  unit: int = 1
+  repeats: int = 1  # Of the function in a call.
   moved: int = 0  # Numbers in a step, and the places they have.
   held: int = 0
   times: list[float] = dataclasses.field(default_factory=list)
 
-  def compile(self) -> None:
+  @property
+  def steps(self) -> int:
+    return self.unit * self.repeats
+
+  def compile(self, seconds: float = _CALL) -> None:
+    """Compiles a call that takes `seconds` at least, and warms it up."""
     # A copy of its own, for it is donated and may be shared with other rows.
     self.carry = jax.tree.map(jnp.array, self.carry)
-    jitted = jax.jit(self.function, donate_argnums=0)
-    lowered = jitted.lower(self.carry, *self.arguments)
-    start = time.perf_counter()
     is_repeated = self.table in ('update', 'gramian')
-    self._compiled = lowered.compile(_IN_LOOP if is_repeated else None)
-    self.compile_s = time.perf_counter() - start
-    for _ in range(3):  # to warm up
-      self.call()
-    self.times.clear()
+    while True:
+      function = functools.partial(repeat, self.function, self.repeats)
+      jitted = jax.jit(function, donate_argnums=0)
+      lowered = jitted.lower(self.carry, *self.arguments)
+      start = time.perf_counter()
+      self._compiled = lowered.compile(_IN_LOOP if is_repeated else None)
+      self.compile_s = time.perf_counter() - start
+      for _ in range(3):
+        self.call()
+      took = self.steps * min(self.times)
+      self.times.clear()
+      if took >= seconds:
+        return
+      # Of a short call a good part was dispatch: then it takes another round.
+      self.repeats = math.ceil(self.repeats * 1.5 * seconds / took)
 
   def call(self) -> None:
     start = time.perf_counter()
@@ -145,6 +170,7 @@ class Program:
     low, high = np.percentile(self.times, [25, 75])
     memory = self._compiled.memory_analysis()
     row = dict(table=self.table, name=self.name, size=self.size, m=self.m)
+    row |= dict(device=jax.devices()[0].device_kind)
     row |= dict(median_us=1e6 * median, iqr_us=1e6 * float(high - low))
     row |= dict(min_us=1e6 * min(self.times), n=len(self.times))
     row |= dict(steps_per_call=self.steps, compile_s=self.compile_s)
@@ -157,16 +183,36 @@ class Program:
       triad = larger[0] if larger else triads[-1]
       floor = self.moved / triad.moved * float(np.median(triad.times))
       row |= dict(floor_us=1e6 * floor, ratio=median / floor)
+      if median < 0.1 * floor:
+        raise RuntimeError(
+          f'{self.name}, {self.size:,}: expected its floor of '
+          f'{1e6 * floor:.3g} us or about, got {1e6 * median:.3g} us: the '
+          'compiler has left out work.'
+        )
     return row
 
 
-def measure(programs: Sequence[Program], seconds: float) -> None:
+def repeat(
+  function: Callable[..., PyTree], repeats: int, carry: PyTree, *arguments
+) -> PyTree:
+  """`carry = function(carry, *arguments)`, many times in one program.
+
+  A known number of times, for a GPU need not ask the host then.
+  """
+  body = lambda _, carry: function(carry, *arguments)
+  return jax.lax.fori_loop(0, repeats, body, carry)
+
+
+def measure(
+  programs: Sequence[Program], seconds: float, call: float = _CALL
+) -> None:
   """Calls all programs in turn, until each has had its share of time.
 
   That is 30 calls at least and 200 at most, but no more than thrice `seconds`.
+  A call takes `call` seconds at least.
   """
   for program in programs:
-    program.compile()
+    program.compile(call)
   random = np.random.default_rng(0)
 
   def is_due(program):
@@ -180,29 +226,45 @@ def measure(programs: Sequence[Program], seconds: float) -> None:
 
 
 def maker(table: str, size: int) -> Callable[..., Program]:
-  """Makes rows of one size, each with as many steps as it takes to time."""
-  steps = 32 if size <= 100_000 else 1
+  """Makes rows of one size, given `step(carry, data)` and what it moves.
 
-  def make(name, step, *args, moved, held, **kwargs):
-    def repeat(carry, *arguments):
-      if steps == 1:
-        return step(carry, *arguments)
-      body = lambda _, carry: step(carry, *arguments)
-      return jax.lax.fori_loop(0, steps, body, carry)
+  The data are the same in each step, and what depends on them alone, such as a
+  Gramian, must not be computed once, before the loop over the steps. So they
+  come through a barrier with a number that each step changes, for the compiler
+  as if they depended on it. A factor would not do: a matrix product reads a
+  copy of what is scaled.
+  """
 
-    kwargs |= dict(steps=steps, moved=moved * size, held=held * size)
-    return Program(table, name, repeat, *args, size=size, **kwargs)
+  def make(name, step, carry, data, *, moved, held, m=None):
+    def function(carry, data):
+      carry, turn = carry
+      data, turn = jax.lax.optimization_barrier((data, turn))
+      return step(carry, data), -turn
+
+    carry = carry, jnp.float32(1)
+    kwargs = dict(moved=moved * size, held=held * size)
+    kwargs |= dict(repeats=max(_LEAST, _NUMBERS // size))
+    return Program(table, name, function, carry, (data,), size, m, **kwargs)
 
   return make
 
 
-def triads(table: str, size: int) -> list[Program]:
+def triads(table: str, size: int, most: int) -> list[Program]:
+  """As large as any row, which holds `most` numbers per parameter at most.
+
+  Beyond 8 only where it makes a difference, which is in caches.
+  """
   step, programs = lambda a, b: a + 1e-9 * b, []
-  for held in (2, 4, 8):  # numbers, per parameter
+  sizes = [
+    held
+    for held in (2, 4, 8, 16, 32)
+    if held <= 8 or (held < 2 * most and held * size <= _UNCACHED)
+  ]
+  for held in sizes:
     a = jnp.ones(held * size // 2)
     words = dict(moved=3 * held // 2, held=held)
     name = f'triad of {held} N'
-    programs.append(maker(table, size)(name, step, a, (a + 1,), **words))
+    programs.append(maker(table, size)(name, step, a, a + 1, **words))
   return programs
 
 
@@ -236,43 +298,47 @@ def update_programs(size: int) -> list[Program]:
   params = make_tree(size)
   grads = {m: make_tree(size, m) for m in {OPTIMIZERS[n][1] for n in names}}
   grads[1] = params
-  programs = triads('update', size)
+  most = max(OPTIMIZERS[name][-1] for name in names)
+  make, programs = maker('update', size), triads('update', size, most)
   for name in names:
     tx, m, moved, held = OPTIMIZERS[name]
     words = dict(m=m, moved=moved, held=held)
     for suffix, prune in prunings.items():
       chain = optax.chain(tx, *prune)
       step, carry = optimizer_step(chain), (params, chain.init(params))
-      make = maker('update', size)
-      programs.append(make(name + suffix, step, carry, (grads[m],), **words))
+      programs.append(make(name + suffix, step, carry, grads[m], **words))
   return programs
 
 
 def gramian_programs(size: int, many: Sequence[int]) -> list[Program]:
-  programs = triads('gramian', size)
+  many = [m for m in many if m * size <= 33_000_000]
+  programs = triads('gramian', size, max(many, default=2))
   for m in many:
-    if m * size <= 33_000_000:
-      grads, words = make_tree(size, m), dict(m=m, moved=m, held=m)
-      step, make = lambda _, g: mopt.gramian(g), maker('gramian', size)
-      carry = jnp.zeros((m, m))
-      programs.append(make(f'gramian, m={m}', step, carry, (grads,), **words))
+    grads, words = make_tree(size, m), dict(m=m, moved=m, held=m)
+    step, make = lambda _, g: mopt.gramian(g), maker('gramian', size)
+    carry = jnp.zeros((m, m))
+    programs.append(make(f'gramian, m={m}', step, carry, grads, **words))
   return programs
 
 
 def min_norm_programs(many: Sequence[int], steps: int = 64) -> list[Program]:
-  def solve_all(total, gramians):
-    def step(total, gramian):
-      return total + mopt.min_norm_weights(gramian), None
+  def solve_all(carry, gramians):
+    total, scale = carry
 
-    return jax.lax.scan(step, total, gramians)[0]
+    # Weights are the same at any scale, but the compiler does not know.
+    def step(total, gramian):
+      return total + mopt.min_norm_weights(scale * gramian), None
+
+    return jax.lax.scan(step, total, gramians)[0], 3 - scale
 
   def program(m):
     random = np.random.default_rng(m)
     grads = random.standard_normal((steps, m, 4 * m))
     grads *= 10 ** random.uniform(-2, 2, (steps, m, 1))
     gramians = jnp.asarray(grads @ grads.swapaxes(1, 2), jnp.float32)
-    name, args = f'min_norm_weights, m={m}', (jnp.zeros(m), (gramians,))
-    return Program('min-norm', name, solve_all, *args, m=m, steps=steps)
+    name, carry = f'min_norm_weights, m={m}', (jnp.zeros(m), jnp.float32(1))
+    words = dict(m=m, unit=steps, repeats=10)
+    return Program('min-norm', name, solve_all, carry, (gramians,), **words)
 
   return [program(m) for m in many]
 
@@ -349,7 +415,10 @@ def versions() -> dict[str, Any]:
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-  hidden = ('table', 'm', 'min_us', 'steps_per_call', 'alias_bytes')
+  device = jax.devices()[0]
+  if device.platform != 'cpu':
+    title += f', {device.device_kind}'
+  hidden = ('table', 'm', 'device', 'min_us', 'steps_per_call', 'alias_bytes')
   names = [name for name in rows[0] if name not in hidden]
   table = Table(*names, title=title)
 
@@ -378,12 +447,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
   args = parse(argv)
-  seconds, steps = (0.05, 3) if args.quick else (1.5, 50)
+  seconds, call, steps = (0.05, 1e-3, 3) if args.quick else (1.5, _CALL, 50)
   many = _MANY[:2] if args.quick else _MANY
   result = dict(versions(), quick=args.quick, rows=[])
 
   def run(title, programs):
-    measure(programs, seconds)
+    measure(programs, seconds, call)
     triads = [p for p in programs if p.name.startswith('triad')]
     rows = [p.row(triads) for p in programs]
     show(title, rows)

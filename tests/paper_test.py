@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 
 from matplotlib import image
 import numpy as np
@@ -71,7 +72,9 @@ class FakeTrainer:
 
 def _leave_files(config, workdir):
   about = dataclasses.asdict(config)
-  about |= {'environment': {'jax': '0'}, 'seconds': 1.5}
+  device = 'NVIDIA H100 80GB HBM3' if config.model == 'vgg' else 'cpu'
+  about['environment'] = {'jax': '0', 'devices': [device]}
+  about['seconds'] = 1.5
   training_results.write_json(workdir / 'config.json', about)
   if config.is_search:
     _leave_search(config, workdir)
@@ -202,16 +205,16 @@ def test_flag_files_are_settings_of_the_trainer(parse, training, is_quick):
   if is_quick:
     assert config.epochs <= 2
     assert config.dataset == 'mnist5k' or config.train_size == 640
-  elif training != 'table2d_short':
+  else:
     assert config.epochs == (125 if is_cifar10 else 30)
 
 
 def test_overrides_win_over_the_flag_files_they_are_made_of(parse):
-  short, _ = parse(_piece('table2d_short', 0).flags)
-  full, _ = parse(_piece('table2d', 0).flags)
-  same = dict(epochs=125, l1=full.l1, val_size=0)
-  assert (short.epochs, short.l1) == (3, (0.0, 0.03))
-  assert dataclasses.replace(short, **same) == full
+  batchwise, _ = parse(_piece('table2c', 0).flags)
+  after, _ = parse(_piece('table2a', 0).flags)
+  same = dict(prune='after', l1=after.l1)
+  assert (len(batchwise.l1), len(after.l1)) == (14, 5)
+  assert dataclasses.replace(batchwise, **same) == after
   pruning = [parse(_piece(f'table2{x}', 0).flags)[0].prune for x in 'abc']
   assert pruning == ['after', 'epoch', 'batch']
   config, _ = parse(_piece('fig6c_constant_0.002', 0).flags)
@@ -244,6 +247,8 @@ def test_parts_of_a_training_are_one_result(run, tmp_path, monkeypatch):
   assert merged.config['seconds'] == sum(seconds)
   assert len(merged.epochs['l1']) == sum(len(p.epochs['l1']) for p in parts)
   assert 'not trained here' not in out
+  assert merged.config['environment']['devices'] == ['NVIDIA H100 80GB HBM3']
+  assert 'VGG on CIFAR10, 125 epochs, seed 0, one H100' in out
   other = parts[1]._replace(config=parts[1].config | {'epochs': 3})
   with pytest.raises(pieces.Failed, match='expected epochs'):
     pieces.merge([parts[0], other])
@@ -403,6 +408,126 @@ def test_several_seeds_are_a_mean_and_its_deviation():
   assert 'python -m benchmarks.paper table2b --seed=0,1,2' in page
 
 
+@pytest.mark.parametrize(
+  ('machines', 'text'),
+  [
+    ([['cpu'], ['cpu', 'cpu']], ''),
+    ([['NVIDIA H100 80GB HBM3']] * 2, ', one H100'),
+    ([['NVIDIA A100-SXM4-40GB'] * 4, ['cpu']], ', 4 A100-SXM4s'),
+    ([['TPU v5 lite'], ['NVIDIA L4']], ', one TPU v5 lite, one L4'),
+  ],
+)
+def test_accelerators_are_named(machines, text):
+  results = [_result('table2b', [], seed) for seed in range(2)]
+  for result, devices in zip(results, machines):
+    result.config['environment'] = {'devices': devices}
+  title = tables.describe(results)
+  assert title == f'LeNet-5 on MNIST, 30 epochs, seeds 0, 1{text}'
+
+
+def test_parts_by_several_machines_name_each_of_them():
+  parts = [_result('table2d', []) for _ in range(3)]
+  for part, kind in zip(parts, ('NVIDIA L4', 'NVIDIA H100', 'NVIDIA L4')):
+    part.config.update(l1=[0.0], seconds=1, environment={'devices': [kind]})
+  merged = pieces.merge(parts)
+  assert tables.hardware([merged]) == ['one L4', 'one H100']
+
+
+_KEPT = pieces.ROOT / 'benchmarks' / 'results' / 'paper'
+
+
+def _kept(name):
+  paths = [_KEPT / f'{piece.name}.json' for piece in plan.pieces(name, 0)]
+  return pieces.merge([pieces.load(path) for path in paths])
+
+
+def test_what_is_kept_is_what_the_plan_trains(parse):
+  of_name = {
+    piece.name: piece
+    for training in plan.TRAININGS
+    for seed in (0, 1, 2)
+    for piece in plan.pieces(training, seed)
+  }
+  for path in _KEPT.glob('*.json'):
+    result, piece = pieces.load(path), of_name[path.stem]
+    assert result.name == piece.name
+    # Paths of the machine are left out.
+    assert result.config['data_dir'] == 'DIR'
+    assert not any(part.startswith('/') for part in result.command)
+    # A setting that there was not yet, or left to the trainer, makes none.
+    asked = json.loads(json.dumps(dataclasses.asdict(parse(piece.flags)[0])))
+    names = (asked.keys() & result.config.keys()) - {'data_dir'}
+    assert len(names) > 25
+    for name in names:
+      kept = result.config[name]
+      assert kept is None or kept == asked[name], (path, name)
+    devices = result.config['environment']['devices']
+    is_gpu = devices == ['NVIDIA H100 80GB HBM3']
+    assert is_gpu if piece.needs_accelerator else {*devices} == {'cpu'}
+
+
+@pytest.mark.parametrize('name', ['table2a', 'table2b', 'table2c', 'table2d'])
+def test_tables_that_are_kept_are_made_of_what_is_kept(name):
+  page = (_KEPT / f'{name}.md').read_text()
+  notes = _KEPT / f'{name}_notes.md'
+  made = tables.markdown([_kept(name)], name)
+  assert page == made + ('\n' + notes.read_text() if notes.exists() else '')
+  assert ('one H100' in made) == (name == 'table2d') == notes.exists()
+
+
+def test_the_notes_beside_table_2d_have_its_numbers():
+  ours = {row['l1']: row for row in _kept('table2d').rows}
+  papers = {row['l1']: row for row in tables.paper_rows('table2d')}
+  lines = (_KEPT / 'table2d_notes.md').read_text().splitlines()
+  _, _, *rows = (line for line in lines if line.startswith('|'))
+  assert len(rows) == 3
+  to_other, to_paper = [], []
+  for line in rows:
+    cells = [cell.strip().replace(',', '') for cell in line.split('|')[1:-1]]
+    l1, mine, paper = cells[0], ours[float(cells[0])], papers[float(cells[0])]
+    assert cells[1] == str(mine['nonzeros']), l1
+    assert cells[3] == f'{paper["nonzeros"]:.0f}', l1
+    assert cells[4] == f'{100 * mine["acc_test"]:.2f}', l1
+    to_other.append(float(cells[4]) - float(cells[5]))
+    if math.isnan(paper['acc_test']):
+      assert cells[6] == tables.MISSING, l1
+    else:
+      assert cells[6] == f'{100 * paper["acc_test"]:.1f}', l1
+      to_paper += [float(cells[6]) - float(x) for x in cells[4:6]]
+  text = ' '.join(lines)
+  assert f'differ by {max(map(abs, to_other)):.1f} points at most' in text
+  assert min(to_other) < 0 < max(to_other)
+  assert f'{min(to_paper):.1f} to {max(to_paper):.1f} points above both' in text
+
+
+def test_the_readme_has_the_numbers_of_table_2d():
+  readme = (pieces.ROOT / 'README.md').read_text()
+  (text,) = re.findall(r'\* \*\*VGG on CIFAR10\*\*.*?\n\n', readme, re.DOTALL)
+  text = ' '.join(text.split())
+  result = _kept('table2d')
+  ours = {row['l1']: row for row in result.rows}
+  for l1 in (0, 7e-3, 0.03):
+    row = ours[l1]
+    assert f'{100 * row["acc_test"]:.2f} %' in text
+    assert f'{row["nonzeros"]:,}' in text
+  paper = {row['l1']: row for row in tables.paper_rows('table2d')}
+  below = [100 * (paper[x]['acc_test'] - ours[x]['acc_test']) for x in ours]
+  low, high = np.nanmin(below), np.nanmax(below)
+  assert f'{low:.1f} to {high:.1f} points below' in text
+  factor = max(ours[x]['nonzeros'] / paper[x]['nonzeros'] for x in ours)
+  assert f'up to {factor:.1f} times' in text
+  cost = 100 * (ours[0]['acc_test'] - ours[0.03]['acc_test'])
+  gone = 100 * (1 - ours[0.03]['nonzeros'] / 20_480)
+  assert f'{gone:.1f} % of the weights cost {cost:.1f} points' in text
+  assert f'{result.config["seconds"] / 60:.0f} minutes' in text
+  (multi,) = _kept('fig7_mrmsprop').rows
+  assert f'{100 * multi["acc_test"]:.2f} %' in text
+  assert f'{multi["nonzeros"]:,}' in text
+  found = _kept('fig7_mrmsprop').epochs['weight_2']
+  assert f'{found[0]:.0e} in the first'.replace('e-0', 'e-') in text
+  assert f'{found[-1]:.0e} in the last'.replace('e-0', 'e-') in text
+
+
 def test_hypervolume_in_test_error_and_log_nonzeros():
   total = 58_920
   rows = [
@@ -447,7 +572,7 @@ def test_every_table_and_figure_is_made(run, tmp_path, trainer):
   assert 'Left out: table2d, fig6, ' in out
   folder = tmp_path / 'benchmarks' / 'paper'
   names = {path.name for path in folder.iterdir()}
-  assert {'table2c.md', 'table2d_short.md', 'rates.md'} < names
+  assert {'table2c.md', 'table2b.md', 'rates.md'} < names
   assert not {'table2d.md', 'fig6.png'} & names
   assert 'Hypervolume' in out
   pictures = [path for path in folder.iterdir() if path.suffix == '.png']
@@ -456,13 +581,31 @@ def test_every_table_and_figure_is_made(run, tmp_path, trainer):
   assert {path.stem for path in pictures} == figures
   # Once per training and seed, and nothing for an accelerator. Two searches
   # have a third seed of their own.
-  assert len(trainer.commands) == 2 * 21 + 2
+  assert len(trainer.commands) == 2 * 20 + 2
   for path in pictures:
     _check_picture(path)
-  # Fig. 6 by the short run, without its third panel.
-  code, out, err = run('fig6', '--seed=0,1')
-  assert (code, err, len(trainer.commands)) == (0, '', 2 * 21 + 2)
+
+
+def test_what_is_there_is_shown_without_an_accelerator(
+  run, tmp_path, monkeypatch, trainer
+):
+  folder = tmp_path / 'benchmarks' / 'paper'
+  code, out, err = run('fig6')
+  assert (code, out, trainer.commands) == (2, '', [])
+  assert 'fig6: expected an accelerator' in err
+  with monkeypatch.context() as patch:
+    patch.setattr(cli, 'has_accelerator', lambda: True)
+    run('table2d')
+  assert len(trainer.commands) == 3
+  for path in (folder / 'table2d.md', *folder.glob('*.png')):
+    path.unlink()
+  # The table, and Fig. 6 without its third panel.
+  monkeypatch.setattr(plan, 'NAMES', {n: plan.NAMES[n] for n in plan.LEFT_OUT})
+  code, out, err = run('all')
+  assert (code, err, len(trainer.commands)) == (0, '', 3)
+  assert 'Left out' not in out
   assert 'fig6: left out fig6c_constant_0.001' in out
+  assert (folder / 'table2d.md').exists()
   _check_picture(folder / 'fig6.png')
 
 
@@ -572,7 +715,7 @@ def test_the_list_says_what_is_there(run):
     (['table9'], ['table9', 'table2c', 'strategies', 'all']),
     (['fig3', 'fig10'], ['fig10', 'fig8']),
     ([], ['table2a', '--help']),
-    (['table2d'], ['table2d', 'accelerator', 'table2d_short']),
+    (['table2d'], ['table2d', 'accelerator', '--quick']),
     (['fig3', '--seed=one'], ['one', 'integers']),
     (['fig3', '--seed=1,1'], ['1,1', 'different']),
     (['fig3', '--seed=-1'], ['-1']),

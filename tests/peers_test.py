@@ -79,6 +79,14 @@ def test_other_work_is_noticed(kernel, value, message):
     task_lib.check_same(task, ours, theirs)
 
 
+@pytest.fixture
+def exact():
+  """No TF32, which GPUs have by default: gradients are compared to 1e-5."""
+  with jax.default_matmul_precision('highest'):
+    yield
+
+
+@pytest.mark.usefixtures('exact')
 def test_ours_does_what_the_task_says():
   task = task_lib.one_step(is_mgda=False, prunes=True)
   trainer = ours.Trainer(task)
@@ -109,6 +117,7 @@ def test_ours_does_what_the_task_says():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('exact')
 @pytest.mark.parametrize('name', _WAYS)
 def test_every_way_of_a_peer_does_the_same(name):
   _need(*_WAYS[name])
@@ -125,6 +134,7 @@ def test_every_way_of_a_peer_does_the_same(name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('exact')
 @pytest.mark.parametrize('name', _WAYS)
 def test_peers_learn_as_ours(name):
   _need(*_WAYS[name])

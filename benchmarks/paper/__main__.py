@@ -12,7 +12,6 @@ Names:
   table2c_tuned   the same with another learning rate, better than the paper's
   rates           how that rate was chosen
   table2d         pruning after each batch, VGG on CIFAR10 (accelerator)
-  table2d_short   the same in 3 epochs with l1 0 and 0.03, for a CPU
   fig3            the learning-rate schedule; nothing is trained
   fig4            fronts of table2c
   fig5            nonzeros over the epochs, and how weights spread
@@ -23,7 +22,8 @@ Names:
   drift           where SMGD goes if its rate does not decay
   front           fronts of table2c, table2c_tuned and the paper, with knees
   strategies      fronts of table2a, b, c and c_tuned (section 6.2.1)
-  all             all of these; without an accelerator not table2d and fig6
+  all             all of these; without an accelerator table2d and fig6 only
+                  where what they are made of, or a part of it, is there
 
 What is trained, a piece, is one call of train.py with one of the flag files
 beside this module and one seed; it is printed, and you can type it too. What
@@ -195,8 +195,8 @@ class Benchmark:
     return plan.trainings(name, self.is_there, self.can_run)
 
   def is_due(self, name: str) -> bool:
-    """Whether `all` includes a name."""
-    if name not in plan.LEFT_OUT or all(map(self.is_there, self.wanted(name))):
+    """Whether `all` includes a name: trained here, or of what is there."""
+    if name not in plan.LEFT_OUT or any(map(self.is_there, self.wanted(name))):
       return True
     return has_accelerator()
 
@@ -219,7 +219,7 @@ class Benchmark:
     if left and (not runs or name in tables.TITLES):
       _stop(
         f'{name}: expected an accelerator, and JAX finds none here; '
-        'table2d_short is for a CPU, --quick for a look.'
+        '--quick is for a look.'
       )
     results = {training: self.results_of(training) for training in runs}
     if left:
@@ -257,7 +257,12 @@ class Benchmark:
     return self.write(name, tables.markdown(results, name))
 
   def write(self, name: str, page: str) -> pathlib.Path:
-    path = self.args.places.results / f'{name}.md'
+    """A page, which ends with the notes beside it that are made by hand."""
+    folder = self.args.places.results
+    notes = folder / f'{name}_notes.md'
+    if notes.exists():
+      page += '\n' + notes.read_text()
+    path = folder / f'{name}.md'
     path.write_text(page)
     return path
 

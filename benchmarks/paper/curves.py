@@ -150,13 +150,12 @@ def fig6(results: Results, path: pathlib.Path) -> pathlib.Path:
   name = next((n for n in plan.CURVES if results.get(n)), None)
   title = 'Fig. 6. VGG on CIFAR10'
   if name:
-    short = 'short run, 3 epochs: ' if name == 'table2d_short' else ''
-    title = f'Fig. 6. {short}{tables.describe(results[name])}'
+    title = f'Fig. 6. {tables.describe(results[name])}'
   picture = canvas.Picture(3, title)
   left, middle, right = picture.axes
   left.set_title('(a) l1 = 0.03')
   middle.set_title('(b) l1 = 0.03')
-  right.set_title('(c) l1 = 0.004')
+  right.set_title('(c) l1 = 0.004, thresholds and schedules')
   if name:
     _train_and_val(left, results[name], 'ce', 1)
     left.set_ylabel('cross entropy (nats)')

@@ -191,6 +191,11 @@ def merge(parts: Sequence[Result]) -> Result:
     'seconds': sum(part.config['seconds'] for part in parts),
   }
   check_alike([p._replace(config=p.config | {'l1': None}) for p in parts])
+  environments = [part.config['environment'] for part in parts]
+  machines = dict.fromkeys(tuple(e['devices']) for e in environments)
+  # Each machine once, however many parts it has trained.
+  devices = [device for machine in machines for device in machine]
+  config['environment'] = environments[0] | {'devices': devices}
   return first._replace(
     config=config,
     rows=together('rows'),

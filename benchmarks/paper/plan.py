@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-# Fig. 6(a, b): the first has a validation curve; the last is for a CPU.
-CURVES = ('fig7_rmsprop', 'table2d', 'table2d_short')
+# Fig. 6(a, b): the first has a validation curve.
+CURVES = ('fig7_rmsprop', 'table2d')
 FIG6C = tuple(
   f'fig6c_{schedule}_{threshold}'
   for schedule in ('constant', 'lrs')
@@ -37,7 +37,6 @@ NAMES: dict[str, tuple[str | tuple[str, ...], ...]] = {
   'table2c_tuned': ('table2c_tuned',),
   'rates': tuple(RATES),
   'table2d': ('table2d',),
-  'table2d_short': ('table2d_short',),
   'fig3': (),
   'fig4': ('table2c',),
   'fig5': ('table2c', 'table2b'),
@@ -81,13 +80,10 @@ def _cifar10(
   flagfile: str,
   *flags: str,
   quick: Sequence[str] = (),
-  needs_accelerator: bool = True,
   parts: Sequence[str] = (),
 ) -> Training:
   subset = ('--train_size=640', '--epochs=1', *quick)
-  return Training(
-    flagfile, flags, subset, needs_accelerator, parts=tuple(parts)
-  )
+  return Training(flagfile, flags, subset, True, parts=tuple(parts))
 
 
 def _search(name: str, *seeds: int) -> Training:
@@ -128,9 +124,6 @@ TRAININGS = {
       '--l1=9e-4,1e-3,3e-3,5e-3,7e-3',
       '--l1=9e-3,0.01,0.03,0.05',
     ],
-  ),
-  'table2d_short': _cifar10(
-    'table2d_short', quick=[_HELD_OUT], needs_accelerator=False
   ),
   **{
     name: _mnist(

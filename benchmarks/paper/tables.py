@@ -1,9 +1,11 @@
 """Table 2: our rows beside the paper's, and what they come to."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 import csv
 import math
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,6 @@ TITLES = {
   'table2c': 'Table 2(c): batchwise pruning',
   'table2c_tuned': 'Table 2(c) with a tuned learning rate',
   'table2d': 'Table 2(d): batchwise pruning',
-  'table2d_short': 'Short run, 3 epochs, beside Table 2(d) with its 125',
 }
 # Test error, and all dense weights of LeNet-5 nonzero.
 REFERENCE = (0.05, 58_920)
@@ -43,7 +44,7 @@ class Pair(NamedTuple):
 
 def paper_rows(name: str) -> list[dict[str, float]]:
   """A table of the paper, with the sum of nonzeros over the layers."""
-  table = name.removesuffix('_short').removesuffix('_tuned')
+  table = name.removesuffix('_tuned')
   path = pathlib.Path(__file__).with_name(f'{table}.csv')
   lines = path.read_text().splitlines()
   rows = [
@@ -177,8 +178,19 @@ def cells(rows: Sequence[Pair]) -> tuple[list[str], list[list[str]]]:
   return headings, body
 
 
+def hardware(results: Sequence[Result]) -> list[str]:
+  """The accelerators of each training, as in 'one H100'; none for CPUs."""
+  found = []
+  for result in results:
+    kinds = result.config.get('environment', {}).get('devices', [])
+    for kind, number in Counter(x for x in kinds if x != 'cpu').items():
+      name = re.sub(r'^NVIDIA |[ -]\d+ ?GB.*$', '', kind)
+      found.append(f'one {name}' if number == 1 else f'{number} {name}s')
+  return list(dict.fromkeys(found))
+
+
 def describe(results: Sequence[Result]) -> str:
-  """Network, data, epochs and seeds, for a title."""
+  """Network, data, epochs, seeds and accelerators, for a title."""
   config = results[0].config
   model = {'lenet5': 'LeNet-5', 'vgg': 'VGG'}.get(config['model'])
   data = {'mnist': 'MNIST', 'cifar10': 'CIFAR10'}
@@ -187,7 +199,7 @@ def describe(results: Sequence[Result]) -> str:
   text = (
     f'{model} on {data.get(config["dataset"], config["dataset"])}, '
     f'{epochs} epoch{"s" * (epochs != 1)}, '
-    f'seed{"s" * (len(seeds) > 1)} {", ".join(seeds)}'
+    f'seed{"s" * (len(seeds) > 1)} {", ".join((*seeds, *hardware(results)))}'
   )
   return f'quick: {text}' if results[0].quick else text
 
