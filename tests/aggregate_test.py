@@ -210,6 +210,29 @@ def test_moments_of_half_precision_are_float32():
     np.testing.assert_allclose(nu, np.full((2, 3), 1 - 0.999**count), rtol=1e-5)
 
 
+@pytest.mark.parametrize('m', [2, 3])
+def test_an_update_can_be_differentiated(m):
+  # By what the gradients depend on, as in meta-learning.
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    grads = jnp.asarray(rng.normal(size=(m, 4)) + 0.5)
+    tx = mopt.aggregate(mopt.min_norm_weights, num_objectives=m)
+    params = jnp.zeros(4, jnp.float64)
+
+    def length(stretch):
+      stretched = grads.at[0].multiply(stretch)
+      updates, _ = tx.update(stretched, tx.init(params), params)
+      return jnp.sum(updates**2)
+
+    step = 1e-6
+    ends = [float(length(1 + s * step)) for s in (-1, 1)]
+    difference = (ends[1] - ends[0]) / (2 * step)
+    assert abs(difference) > 0.01
+    for mode in (jax.grad, jax.jacfwd):
+      found = float(jax.jit(mode(length))(1.0))
+      np.testing.assert_allclose(found, difference, rtol=1e-6)
+
+
 # One example an objective: as a sum written out it took minutes to compile.
 @pytest.mark.parametrize('weighting', ['fixed', 'min_norm'])
 def test_128_objectives_are_one_program(weighting):
