@@ -309,6 +309,8 @@ def _check_eps(value: Any) -> None:
 
 def _check(name: str, value: Any, is_right: Any, expected: str) -> None:
   """Raises unless what is known is right as JAX has it, in float32 say."""
+  if isinstance(value, (list, tuple)):  # which a sign would only repeat
+    raise ValueError(f'{name} must be a number, got {value}.')
   known = known_numbers(name, value)
   if known is None:
     return
