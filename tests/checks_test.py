@@ -7,6 +7,7 @@ import pytest
 
 import mopt
 from mopt import checks
+from mopt import search
 
 
 @pytest.mark.parametrize(
@@ -51,10 +52,10 @@ def test_an_integer_that_is_traced_is_not_known():
 INTEGERS = {
   'every': lambda n: mopt.prune_by_magnitude(1.0, every=n),
   'num_objectives': lambda n: mopt.madam(0.1, num_objectives=n),
-  'levels': lambda n: mopt.search.dichotomic(levels=n),
-  'max_trials': lambda n: mopt.search.bisection(max_trials=n),
-  'intervals': lambda n: mopt.search.bisection(intervals=n),
-  'num': lambda n: mopt.search.grid(num=n),
+  'levels': lambda n: search.dichotomic(levels=n),
+  'max_trials': lambda n: search.bisection(max_trials=n),
+  'intervals': lambda n: search.bisection(intervals=n),
+  'num': lambda n: search.grid(num=n),
   'num_samples': lambda n: mopt.knee_bootstrap([[[0, 1], [1, 0]]], n),
   'seed': lambda n: mopt.knee_bootstrap([[[0, 1], [1, 0]]], 2, n),
 }

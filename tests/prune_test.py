@@ -787,3 +787,46 @@ def test_pruned_weights_rest_under_the_subgradient_of_mopt(make, l1, rests):
   path = np.asarray(run(jnp.array([0.5, 0.5, 0.0, 0.0, -0.0])))
   assert (np.abs(path[:, :2]) > 0.4).all()
   assert (path[:, 2:] == 0).all() == rests
+
+
+# -- Shards -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('axes', ['Auto', 'Explicit'])
+@pytest.mark.parametrize(
+  'spec',
+  [('x', None), (None, 'y'), ('x', 'y')],
+  ids=['rows', 'columns', 'both'],
+)
+def test_norms_and_pruning_of_shards_are_those_of_the_whole(axes, spec):
+  kind = getattr(jax.sharding.AxisType, axes)
+  mesh = jax.make_mesh((2, 2), ('x', 'y'), axis_types=(kind, kind))
+  rng = np.random.default_rng(0)
+  whole = {'kernel': jnp.asarray(rng.normal(size=(6, 8)), jnp.float32)}
+  tx = mopt.prune_by_magnitude(lambda count: 0.5)
+
+  def everything(params):
+    grad_fn = mopt.value_and_stacked_grad(
+      mopt.l1_norm, mopt.l2_norm_squared, functools.partial(mopt.lp_norm, p=0.5)
+    )
+    values, grads = grad_fn(params)
+    halves = jax.tree.map(lambda x: -0.5 * x, params)
+    updates, state = tx.update(halves, tx.init(params), params)
+    count = mopt.count_nonzero(optax.apply_updates(params, updates))
+    pruned = mopt.prune(params, 0.3)
+    return (values, state, count), grads, (updates, pruned)
+
+  expected = everything(whole)
+  assert 0 < int(expected[0][1].nonzeros) < 48
+  with jax.set_mesh(mesh):
+    sharding = jax.NamedSharding(mesh, jax.P(*spec))
+    params = jax.device_put(whole, sharding)
+    for run in (everything, jax.jit(everything)):
+      found = run(params)
+      jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6),
+        found,
+        expected,
+      )
+      for leaf in jax.tree.leaves(found[2]):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
