@@ -17,6 +17,7 @@ import numpy as np
 from mopt.masks import Mask
 from mopt.masks import masked_leaves
 from mopt.masks import path_name
+from mopt.masks import weight_mask
 
 PyTree = Any
 Objective = Callable[..., Any]
@@ -63,22 +64,103 @@ def stack(*grads: PyTree) -> PyTree:
   return jax.tree_util.tree_map_with_path(join, *grads)
 
 
-def _is_of_params_alone(objective: Objective) -> bool:
-  """Whether an objective has no room for anything but its parameters."""
-  function, bound = objective, {}
-  while isinstance(function, functools.partial):
-    bound |= function.keywords
-    function = function.func
-  function = inspect.unwrap(function)  # of jax.jit, say
+class _Call(NamedTuple):
+  """What an objective takes beside its parameters."""
+
+  takes_batch: bool  # All positional and keyword arguments.
+  keywords: frozenset[str]  # Else: those keyword arguments,
+  takes_keywords: bool  # or all of them.
+
+
+_Parameter = inspect.Parameter
+
+
+def _call_of(objective: Objective) -> _Call:
+  """Reads from the signature of an objective what it is called with.
+
+  Raises:
+    ValueError: for a second parameter that has a default and is no mask.
+  """
+  alone = _Call(False, frozenset(), False)
+  function, bound = _innermost(objective)
   if function in (l1_norm, l2_norm_squared, lp_norm):
-    return True  # what else they take is a mask, not a batch
-  try:
-    parameters = inspect.signature(objective).parameters
-  except (TypeError, ValueError):  # a builtin: no signature to read
-    return False
-  return len(parameters.keys() - bound.keys()) == 1 and all(
-    p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()
+    return alone  # what else they take is a mask, not a batch
+  parameters = _parameters(objective)
+  if parameters is None:  # a builtin: no signature to read
+    return _Call(True, frozenset(), True)
+  kinds = [p.kind for p in parameters]
+  in_place = [
+    p
+    for p in parameters
+    if p.kind in (_Parameter.POSITIONAL_ONLY, _Parameter.POSITIONAL_OR_KEYWORD)
+  ]
+  if len(in_place) > 1:
+    second = in_place[1]
+    if second.default is _Parameter.empty:
+      return _Call(True, frozenset(), True)
+    if second.name != 'mask':
+      raise ValueError(
+        f'the second parameter of an objective is the batch, but {second.name} '
+        f'of {objective!r} has a default: bind it by '
+        f'functools.partial(objective, {second.name}=...), or make the batch '
+        'the second parameter, without a default.'
+      )
+  elif _Parameter.VAR_POSITIONAL in kinds:
+    return _Call(True, frozenset(), True)
+  names = {p.name for p in parameters if p.kind == _Parameter.KEYWORD_ONLY}
+  return alone._replace(
+    keywords=frozenset(names - bound),
+    takes_keywords=_Parameter.VAR_KEYWORD in kinds,
   )
+
+
+def _innermost(function: Any) -> tuple[Any, frozenset[str]]:
+  """What partial and JAX have wrapped, and the keywords that are bound."""
+  bound: frozenset[str] = frozenset()
+  while True:
+    if isinstance(function, functools.partial):
+      bound |= frozenset(function.keywords)
+      function = function.func
+    elif _is_wrapped_by_jax(function):
+      function = function.__wrapped__
+    else:
+      return function, bound
+
+
+def _parameters(function: Any) -> list[inspect.Parameter] | None:
+  """The parameters of a function by itself, `None` if it does not tell.
+
+  What a `functools.wraps` wrapper wraps does not matter: it takes what it
+  takes. `jax.jit` and the like take what the function takes that they wrap.
+  """
+  if isinstance(function, functools.partial):
+    inner = _parameters(function.func)
+    if inner is None:
+      return None
+    stand_in: Any = lambda: None
+    stand_in.__signature__ = inspect.Signature(inner)
+    function = functools.partial(stand_in, *function.args, **function.keywords)
+  elif _is_wrapped_by_jax(function):
+    return _parameters(function.__wrapped__)
+  elif inspect.ismethod(function):
+    inner = _parameters(function.__func__)
+    return inner and inner[1:]
+  try:
+    signature = inspect.signature(function, follow_wrapped=False)
+  except (TypeError, ValueError):
+    return None
+  return list(signature.parameters.values())
+
+
+def _is_wrapped_by_jax(function: Any) -> bool:
+  """Whether this is `jax.jit`, `jax.checkpoint`, `nnx.jit` of a function."""
+  if not hasattr(function, '__wrapped__'):
+    return False
+  # A wrapper has the name of what it wraps, but the globals of its module.
+  module = type(function).__module__
+  if inspect.isfunction(function):
+    module = function.__globals__.get('__name__', '')
+  return module.partition('.')[0] in ('jax', 'jaxlib', 'flax')
 
 
 def value_and_stacked_grad(
@@ -88,25 +170,34 @@ def value_and_stacked_grad(
 
   Every objective is differentiated by itself, so that one without a network
   behind it (`l1_norm`) costs no backward pass; under `jax.jit` the compiler
-  shares the forward pass of those that have one in common. An objective of the
-  parameters alone, such as `mopt.l1_norm` or
-  `functools.partial(mopt.l1_norm, mask=mask)`, is called without the batch.
+  shares the forward pass of those that have one in common.
+
+  An objective gets the batch if it has a second positional parameter without a
+  default, or `*args`. One of the parameters alone, such as `mopt.l1_norm` or
+  `functools.partial(mopt.l1_norm, mask=mask)`, is called without; so is one
+  whose second parameter is `mask` with a default. Any other default there is
+  refused, for in `lambda params, i=i: ...` the batch would take the place of
+  `i`: write `functools.partial(objective, i=i)`. A wrapper made with
+  `functools.wraps` is judged by its own parameters, `jax.jit` of a function by
+  those of the function.
 
   Args:
     *objectives: m >= 2 functions `objective(params, *args) -> scalar`, or
-      `-> (scalar, aux)` where `has_aux` says so.
+      `-> (scalar, aux)` where `has_aux` says so. Keyword arguments reach those
+      that get the batch, and others that name them behind a `*`.
     has_aux: whether the objectives return auxiliary data: for all of them, or
       one boolean for each.
 
   Returns:
-    `f(params, *args) -> (values, grads)`: values `[m]` f32, grads a pytree
-    with leaves `[m, *param.shape]`. With auxiliary data
+    `f(params, *args) -> (values, grads)`: values `[m]`, f32 (f64 if one of them
+    is), grads a pytree with leaves `[m, *param.shape]`. With auxiliary data
     `((values, aux), grads)`: `aux` is a tuple of length m that holds `None`
     for an objective without.
 
   Raises:
-    ValueError: for fewer than two objectives, or a `has_aux` of another length
-      or of other things than booleans.
+    ValueError: for fewer than two objectives, one whose second parameter has a
+      default and is no mask, or a `has_aux` of another length or of other
+      things than booleans.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -132,34 +223,54 @@ def value_and_stacked_grad(
       f'has_aux must be a boolean or one for each of the {m} objectives, '
       f'got {has_aux!r}.'
     )
-  params_alone = [_is_of_params_alone(objective) for objective in objectives]
+  calls = [_call_of(objective) for objective in objectives]
 
   def value_and_grads(params: PyTree, *args: Any, **kwargs: Any):
     values, auxes, grads = [], [], []
-    for objective, aux_flag, alone in zip(objectives, flags, params_alone):
+    for objective, aux_flag, call in zip(objectives, flags, calls):
       function = jax.value_and_grad(objective, has_aux=aux_flag)
-      if alone:
-        value, grad = function(params)
-      else:
+      if call.takes_batch:
         value, grad = function(params, *args, **kwargs)
+      else:
+        named = {
+          name: value
+          for name, value in kwargs.items()
+          if call.takes_keywords or name in call.keywords
+        }
+        value, grad = function(params, **named)
       value, aux = value if aux_flag else (value, None)
-      values.append(jnp.asarray(value, jnp.float32))
+      values.append(value)
       auxes.append(aux)
       grads.append(grad)
     stacked = stack(*grads)
-    if any(flags):
-      return (jnp.stack(values), tuple(auxes)), stacked
-    return jnp.stack(values), stacked
+    values = jnp.stack(_of_one_dtype(values))
+    return ((values, tuple(auxes)) if any(flags) else values), stacked
 
   return value_and_grads
 
 
-def _leaves_f32(mask: Mask, params: PyTree) -> list[jax.Array]:
-  return [jnp.asarray(x, jnp.float32) for _, x in masked_leaves(mask, params)]
+def _as_float(x: Any) -> jax.Array:
+  """In float32, or float64 if it is that: half precision is not summed."""
+  dtype = getattr(x, 'dtype', jnp.result_type(float))
+  dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
+  return jnp.asarray(x, dtype)
 
 
-def _sum_f32(terms: list[jax.Array]) -> jax.Array:
-  return sum(map(jnp.sum, terms), jnp.zeros((), jnp.float32))
+def _of_one_dtype(arrays: Sequence[Any]) -> list[jax.Array]:
+  arrays = [_as_float(x) for x in arrays]
+  dtype = functools.reduce(
+    jnp.promote_types, [x.dtype for x in arrays], jnp.dtype(jnp.float32)
+  )
+  return [x.astype(dtype) for x in arrays]
+
+
+def _sum_over(
+  term: Callable[[jax.Array], jax.Array], params: PyTree, mask: Mask
+) -> jax.Array:
+  """The sum of `term` over the entries of the weights."""
+  leaves = masked_leaves(weight_mask(mask, params), params)
+  sums = _of_one_dtype([jnp.sum(term(_as_float(x))) for _, x in leaves])
+  return sum(sums[1:], sums[0]) if sums else jnp.zeros((), jnp.float32)
 
 
 def l1_norm(params: PyTree, mask: Mask = None) -> jax.Array:
@@ -170,10 +281,12 @@ def l1_norm(params: PyTree, mask: Mask = None) -> jax.Array:
 
   Args:
     params: pytree of arrays.
-    mask: which leaves count, see `mopt.mask_by_path`; `None` for all.
+    mask: which leaves count, see `mopt.mask_by_path`; `None` for all, but in a
+      tree those of integers and booleans: none of these is a weight unless a
+      mask names it.
 
   Returns:
-    A scalar, f32, accumulated in f32 whatever the dtype of the leaves.
+    A scalar, accumulated in f32, or in f64 where a leaf is f64; 0 without one.
 
   Examples:
     >>> import jax
@@ -186,9 +299,9 @@ def l1_norm(params: PyTree, mask: Mask = None) -> jax.Array:
   References:
     Reiners et al., 2020, equation (4).
   """
-  leaves = _leaves_f32(mask, params)
   # x * sign(x) with the sign held fixed: value |x|, derivative sign(x).
-  return _sum_f32([x * jax.lax.stop_gradient(jnp.sign(x)) for x in leaves])
+  term = lambda x: x * jax.lax.stop_gradient(jnp.sign(x))
+  return _sum_over(term, params, mask)
 
 
 def l2_norm_squared(params: PyTree, mask: Mask = None) -> jax.Array:
@@ -196,10 +309,12 @@ def l2_norm_squared(params: PyTree, mask: Mask = None) -> jax.Array:
 
   Args:
     params: pytree of arrays.
-    mask: which leaves count, see `mopt.mask_by_path`; `None` for all.
+    mask: which leaves count, see `mopt.mask_by_path`; `None` for all, but in a
+      tree those of integers and booleans: none of these is a weight unless a
+      mask names it.
 
   Returns:
-    A scalar, f32, accumulated in f32 whatever the dtype of the leaves.
+    A scalar, accumulated in f32, or in f64 where a leaf is f64; 0 without one.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -207,7 +322,7 @@ def l2_norm_squared(params: PyTree, mask: Mask = None) -> jax.Array:
     >>> print(mopt.l2_norm_squared({'w': jnp.array([3.0, 4.0])}))
     25.0
   """
-  return _sum_f32([jnp.square(x) for x in _leaves_f32(mask, params)])
+  return _sum_over(jnp.square, params, mask)
 
 
 def lp_norm(
@@ -222,11 +337,13 @@ def lp_norm(
   Args:
     params: pytree of arrays, `|w|` below `1e18 * smoothing`.
     p: the exponent, 0 < p < 1. Above: `l1_norm`, `l2_norm_squared`.
-    mask: which leaves count, see `mopt.mask_by_path`; `None` for all.
+    mask: which leaves count, see `mopt.mask_by_path`; `None` for all, but in a
+      tree those of integers and booleans: none of these is a weight unless a
+      mask names it.
     smoothing: e > 0, in the units of the weights; a normal float32.
 
   Returns:
-    A scalar, f32, accumulated in f32 whatever the dtype of the leaves.
+    A scalar, accumulated in f32, or in f64 where a leaf is f64; 0 without one.
 
   Raises:
     ValueError: for `p` or `smoothing` out of range.
@@ -255,14 +372,16 @@ def lp_norm(
     ratio = x / smoothing
     return smoothing**p * jnp.expm1(0.5 * p * jnp.log1p(jnp.square(ratio)))
 
-  return _sum_f32([term(x) for x in _leaves_f32(mask, params)])
+  return _sum_over(term, params, mask)
 
 
 class NonzeroCount(NamedTuple):
-  """How many entries differ from zero (NaN does)."""
+  """How many entries differ from zero (NaN does), and how many there are."""
 
   total: jax.Array  # shape=(), dtype=jnp.int32.
   per_leaf: dict[str, jax.Array]  # path of the leaf -> shape=(), jnp.int32.
+  size: int = 0  # Entries, zeros too; an array where a transformation made one.
+  size_per_leaf: dict[str, int] = {}  # path of the leaf -> entries.
 
 
 def count_nonzero(params: PyTree, mask: Mask = None) -> NonzeroCount:
@@ -270,11 +389,14 @@ def count_nonzero(params: PyTree, mask: Mask = None) -> NonzeroCount:
 
   Args:
     params: pytree of arrays with fewer than 2^31 entries in all.
-    mask: which leaves count, see `mopt.mask_by_path`; `None` for all.
+    mask: which leaves count, see `mopt.mask_by_path`; `None` for all, but in a
+      tree those of integers and booleans: none of these is a weight unless a
+      mask names it.
 
   Returns:
-    A `NonzeroCount`: `total`, and `per_leaf` keyed by path. Leaves whose paths
-    are the same text, `{'a/b': x, 'a': {'b': y}}`, are counted together.
+    A `NonzeroCount`: `total` and `size`, and both for each leaf, keyed by path.
+    Leaves whose paths are the same text, `{'a/b': x, 'a': {'b': y}}`, are
+    counted together.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -283,13 +405,17 @@ def count_nonzero(params: PyTree, mask: Mask = None) -> NonzeroCount:
     >>> count = mopt.count_nonzero(params)
     >>> int(count.total), {k: int(v) for k, v in count.per_leaf.items()}
     (4, {'a': 1, 'b': 3})
+    >>> count.size, count.size_per_leaf
+    (5, {'a': 2, 'b': 3})
 
   References:
     Reiners et al., 2020, equation (5).
   """
   per_leaf: dict[str, jax.Array] = {}
-  for path, x in masked_leaves(mask, params):
+  sizes: dict[str, int] = {}
+  for path, x in masked_leaves(weight_mask(mask, params), params):
     count = jnp.sum(x != 0, dtype=jnp.int32)
     per_leaf[path] = per_leaf[path] + count if path in per_leaf else count
+    sizes[path] = sizes.get(path, 0) + np.size(x)
   total = sum(per_leaf.values(), jnp.zeros((), jnp.int32))
-  return NonzeroCount(total, per_leaf)
+  return NonzeroCount(total, per_leaf, sum(sizes.values()), sizes)

@@ -7,6 +7,8 @@ trained networks, and an index or `None` is what one wants back.
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mopt.checks import check_integer
+
 # Bulges, in normalised objectives, that differ by this or less are the same
 # but for rounding; one that differs so from none is a straight line.
 _SAME_BULGE = 1e-9
@@ -257,12 +259,8 @@ def knee_bootstrap(
     )
   if not np.isfinite(runs).all():
     raise ValueError('points must be finite, got NaN or an infinite one.')
-  for name, value, least in (
-    ('num_samples', num_samples, 1),
-    ('seed', seed, 0),
-  ):
-    if not isinstance(value, (int, np.integer)) or value < least:
-      raise ValueError(f'{name} must be an integer >= {least}, got {value!r}.')
+  num_samples = check_integer('num_samples', num_samples, 1)
+  seed = check_integer('seed', seed, 0)
   _check_words(method, scale)
   runs = _on_scale(runs, scale)
   random = np.random.default_rng(seed)

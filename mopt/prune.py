@@ -11,9 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mopt.checks import check_integer
+from mopt.checks import known_numbers
+from mopt.masks import is_integer
 from mopt.masks import Mask
+from mopt.masks import masked_leaves
 from mopt.masks import path_name
-from mopt.masks import resolve_mask
+from mopt.masks import weight_mask
 
 PyTree = Any
 
@@ -21,7 +25,10 @@ PyTree = Any
 def _keep(weights: jax.Array, threshold: jax.typing.ArrayLike) -> jax.Array:
   # "Not below", so that NaN is kept: |NaN| >= t is False and would turn
   # divergence into sparsity. The comparison is in the dtype of the weights.
-  return ~(jnp.abs(weights) < jnp.asarray(threshold, weights.dtype))
+  tau = jnp.asarray(threshold, weights.dtype)
+  if isinstance(threshold, jax.Array):  # which may not have been looked at
+    tau = jnp.where(tau < jnp.inf, tau, 0)  # or an infinite one would prune all
+  return ~(jnp.abs(weights) < tau)
 
 
 def prune(
@@ -31,19 +38,23 @@ def prune(
 
   A weight equal to the threshold stays, and so does one that is not finite.
   Averaged weights (`optax.ema`, schedule-free) are not sparse even where the
-  weights they average are: prune them once more at the end.
+  weights they average are: prune them once more at the end. Leaves of integers
+  and booleans are no weights, and stay as they are.
 
   Args:
     params: pytree of arrays.
-    threshold: positive; compared in the dtype of each leaf.
+    threshold: positive; compared in the dtype of each leaf. It may be traced:
+      one that is not positive or not finite prunes nothing then.
     mask: which leaves are pruned, see `mopt.mask_by_path`; `None` for all.
 
   Returns:
     `params` with +0.0 in the place of small weights.
 
   Raises:
-    ValueError: for a threshold that is not positive and finite, or a mask of
-      another structure.
+    ValueError: for a threshold that is not positive and finite, for float32 and
+      in the dtype of each leaf that is pruned (1e-9 is 0 in float16), or a mask
+      of another structure.
+    TypeError: for a leaf to be pruned that is no array of real numbers.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -54,12 +65,22 @@ def prune(
   References:
     Reiners et al., 2020, section 4.
   """
+  if callable(threshold):
+    raise ValueError(
+      f'threshold must be a number, got {threshold}: of a schedule, give its '
+      'value.'
+    )
   _check_threshold(threshold)
-  return jax.tree.map(
-    lambda x, chosen: jnp.where(_keep(x, threshold), x, 0) if chosen else x,
-    params,
-    resolve_mask(mask, params),
-  )
+  chosen = weight_mask(mask, params)
+  _check_leaves(threshold, chosen, params)
+
+  def prune_leaf(x, is_chosen):
+    if not is_chosen or is_integer(x):
+      return x
+    x = jnp.asarray(x)
+    return jnp.where(_keep(x, threshold), x, jnp.zeros((), x.dtype))
+
+  return jax.tree.map(prune_leaf, params, chosen)
 
 
 class PruneState(NamedTuple):
@@ -71,7 +92,9 @@ class PruneState(NamedTuple):
 
 
 def prune_by_magnitude(
-  threshold: jax.typing.ArrayLike, mask: Mask = None, every: int = 1
+  threshold: optax.ScalarOrSchedule,
+  mask: Mask = None,
+  every: jax.typing.ArrayLike = 1,
 ) -> optax.GradientTransformationExtraArgs:
   """Prunes small weights after every update, or every so many.
 
@@ -84,26 +107,41 @@ def prune_by_magnitude(
   most, for gradients that grow. A falling rate thus makes soft pruning final.
 
   It must be the last of a chain. Whatever follows it, a learning rate say,
-  rescales its updates, and nothing is zero then. Under jit a compiler may
+  rescales its updates, and nothing is zero then. The symptom: `nonzeros` of its
+  state, what it has meant to leave, differs from `mopt.count_nonzero` of the
+  parameters. Under jit a compiler may
   round the updates of kept weights otherwise than without pruning: zeros are
   exact, kept weights equal up to the last bit. A weight that is not finite is
-  kept, for divergence must not look like sparsity.
+  kept, for divergence must not look like sparsity. Leaves of integers and
+  booleans are no weights: their updates pass through as they are.
+
+  `optax.inject_hyperparams(mopt.prune_by_magnitude)(threshold=...)` makes the
+  threshold a part of the state. A `mask` that is a function has to be named
+  there, `static_args='mask'`, for Optax takes every function for a schedule.
 
   Args:
     threshold: positive; compared in the dtype of each leaf. A weight equal to
-      it stays.
+      it stays. Or a schedule of the number of updates before this one; where
+      its value is not positive or not finite nothing is pruned, for values
+      inside of `jax.jit` cannot be refused.
     mask: which leaves are pruned, see `mopt.mask_by_path`; `None` for all.
       `mopt.dense_kernels` is what the paper prunes.
     every: prune at every so many updates: 1 is the paper's batchwise pruning,
-      the number of updates in an epoch its epochwise pruning.
+      the number of updates in an epoch its epochwise pruning. May be traced;
+      less than 1 is taken as 1 then.
 
   Returns:
     A `GradientTransformationExtraArgs` whose state is a `PruneState`.
 
   Raises:
-    ValueError: for a threshold that is not positive and finite or `every` < 1;
-      from `update` without `params`, for updates of another shape than the
-      parameters (before `mopt.aggregate`, say), or a mask of another structure.
+    ValueError: for a threshold that is not positive and finite, or an `every`
+      that is no integer >= 1; from `init` and `update` for a threshold that is
+      0 or infinite in the dtype of a leaf, which is named (1e-9 is 0 in
+      float16), or a mask of another structure; from `update` without `params`,
+      or for updates of another shape than the parameters (before
+      `mopt.aggregate`, say).
+    TypeError: from `init` and `update`, for a leaf to be pruned that is no
+      array of real numbers.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -116,17 +154,26 @@ def prune_by_magnitude(
     >>> print(optax.apply_updates(params, updates), state[-1].nonzeros)
     [0.5 0. ] 1
 
+    A threshold that rises over 1,000 updates, from nothing pruned to 1e-3:
+
+    >>> rising = optax.linear_schedule(0.0, 1e-3, transition_steps=1000)
+    >>> tx = optax.chain(optax.sgd(0.1), mopt.prune_by_magnitude(rising))
+
   References:
     Reiners et al., 2020, section 4 (intra-training pruning).
   """
-  _check_threshold(threshold)
-  if not isinstance(every, int) or every < 1:
-    raise ValueError(f'every must be an integer >= 1, got {every!r}.')
+  is_schedule = callable(threshold)
+  if not is_schedule:
+    _check_threshold(threshold)
+  every = _check_every(every)
 
   def init_fn(params):
-    chosen = resolve_mask(mask, params)
-    nonzeros = _count(params, chosen)
-    return PruneState(count=jnp.zeros((), jnp.int32), nonzeros=nonzeros)
+    count = jnp.zeros((), jnp.int32)
+    chosen = weight_mask(mask, params)
+    _check_leaves(threshold, chosen, params)
+    if is_schedule:
+      _value_at(threshold, count)  # or the first update would fail
+    return PruneState(count, nonzeros=_count(params, chosen))
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
@@ -136,22 +183,32 @@ def prune_by_magnitude(
         'update(updates, state, params).'
       )
     _check_shapes(updates, params)
-    chosen = resolve_mask(mask, params)
+    chosen = weight_mask(mask, params)
+    _check_leaves(threshold, chosen, params)
+    # As Optax does: a schedule sees the count before this update.
+    tau = _value_at(threshold, state.count) if is_schedule else threshold
     count = jnp.asarray(optax.safe_increment(state.count))
-    due = True if every == 1 else count % every == 0
+    is_each = isinstance(every, int) and every == 1
+    due = True if is_each else count % every == 0
 
     def prune_leaf(update, param, is_chosen):
+      if is_integer(param):
+        return update
       param = jnp.asarray(param)
       update = jnp.asarray(update, param.dtype)
       if not is_chosen:
         return update
       # The sum as apply_updates computes it.
-      keep = _keep((param + update).astype(param.dtype), threshold)
-      return jnp.where(keep if every == 1 else keep | ~due, update, -param)
+      keep = _keep((param + update).astype(param.dtype), tau)
+      return jnp.where(keep if is_each else keep | ~due, update, -param)
 
     updates = jax.tree.map(prune_leaf, updates, params, chosen)
-    nonzeros = _count(jax.tree.map(jnp.add, params, updates), chosen)
-    return updates, PruneState(count, nonzeros)
+
+    def add(param, update, is_chosen):
+      return jnp.add(param, update) if is_chosen else param
+
+    new = jax.tree.map(add, params, updates, chosen)
+    return updates, PruneState(count, _count(new, chosen))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -180,14 +237,66 @@ def _count_leaf(x: jax.Array) -> jax.Array:
   return (nonzeros + x.size - zeros) // 2
 
 
-def _check_threshold(threshold: jax.typing.ArrayLike) -> None:
-  if isinstance(threshold, jax.core.Tracer):
-    return
-  value = np.asarray(threshold)
-  if value.shape != () or not 0 < float(value) < np.inf:
+def _check_threshold(threshold: Any) -> None:
+  """Raises unless this is one number of the right size, as far as is known."""
+  known = known_numbers('threshold', threshold)
+  shape = np.shape(threshold)
+  if shape != ():
+    raise ValueError(f'threshold must be one number, got shape {shape}.')
+  # As optax.inject_hyperparams has it from a schedule that starts with 0.
+  is_none = known == 0 and isinstance(threshold, jax.Array)
+  limit = float(jnp.finfo(jnp.result_type(float)).max)
+  if known is not None and not (0 < known <= limit or is_none):
     raise ValueError(
       f'threshold must be a positive finite number, got {threshold}.'
     )
+
+
+def _value_at(schedule: optax.Schedule, count: jax.Array) -> jax.Array:
+  """The threshold at a number of updates. Its size cannot be checked."""
+  value = schedule(count)
+  if not isinstance(value, jax.Array):
+    known_numbers('the value of threshold', value)
+    value = jnp.asarray(value)
+  if value.shape != () or not jnp.isrealobj(value):
+    raise ValueError(
+      f'threshold must give one real number, got shape {value.shape} and '
+      f'{value.dtype} from {schedule}.'
+    )
+  return value
+
+
+def _check_every(every: Any) -> Any:
+  """An integer of Python, or one that is traced and at least 1."""
+  if not isinstance(every, jax.core.Tracer):
+    return check_integer('every', every, 1)
+  if every.shape != () or not jnp.issubdtype(every.dtype, jnp.integer):
+    raise ValueError(f'every must be an integer >= 1, got {every}.')
+  return jnp.maximum(every.astype(jnp.int32), 1)
+
+
+def _check_leaves(threshold: Any, chosen: PyTree, params: PyTree) -> None:
+  """Raises unless leaves are numbers, and the threshold means what it says."""
+  leaves = masked_leaves(chosen, params)
+  known = None
+  if not callable(threshold):
+    known = known_numbers('threshold', threshold)
+  if known is None or known == 0:
+    return
+  for path, leaf in leaves:
+    if is_integer(leaf):
+      continue
+    dtype = getattr(leaf, 'dtype', jnp.result_type(float))
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    with np.errstate(over='ignore', under='ignore'):
+      tau = float(known.astype(dtype))
+    # What is subnormal in float32 is taken for 0 on some platforms.
+    least = float(jnp.finfo(jnp.promote_types(dtype, jnp.float32)).tiny)
+    if not least <= tau < np.inf:
+      raise ValueError(
+        f'threshold {threshold} is {tau} in {dtype}, the dtype of {path!r}, '
+        f'and would prune {"none" if tau < least else "all"} of its weights.'
+      )
 
 
 def _check_shapes(updates: PyTree, params: PyTree) -> None:

@@ -47,6 +47,8 @@ Both functions have kinks, and their minima often are at one: steps of constant
 size go to and fro across it. Let the learning rate fall to 0.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +86,7 @@ def chebyshev(
     rho: scalar, non-negative and finite.
 
   Returns:
-    A scalar.
+    A scalar, f32, or f64 where `values` are.
 
   Raises:
     ValueError: for shapes other than these, weights or a rho that are negative,
@@ -111,14 +113,16 @@ def chebyshev(
   """
   values = _check_values(values)
   check_weights(weights)
-  weights = _check_shape('weights', weights, values.shape)
+  weights = _check_shape('weights', weights, values.shape, values.dtype)
   distances = values
   if ideal is not None:
     known = known_values(ideal)
     if known is not None and not is_finite(known).all():
       raise ValueError(f'ideal must be finite, got {known.tolist()}.')
-    distances = values - _check_shape('ideal', ideal, values.shape)
-  rho = _check_factor('rho', rho)
+    distances = values - _check_shape(
+      'ideal', ideal, values.shape, values.dtype
+    )
+  rho = _check_factor('rho', rho, values.dtype)
   terms = weights * distances
   return jnp.max(terms) + rho * jnp.sum(terms)
 
@@ -158,7 +162,7 @@ def epsilon_constraint(
       one of another, so bring objectives to similar scales.
 
   Returns:
-    A scalar.
+    A scalar, f32, or f64 where `values` are.
 
   Raises:
     ValueError: for shapes other than these, bounds that are NaN or `-inf`, or
@@ -186,8 +190,8 @@ def epsilon_constraint(
   known = known_values(bounds)
   if known is not None and not (is_finite(known) | (known == np.inf)).all():
     raise ValueError(f'bounds must be numbers or inf, got {known.tolist()}.')
-  bounds = _check_shape('bounds', bounds, (len(values) - 1,))
-  penalty = _check_factor('penalty', penalty)
+  bounds = _check_shape('bounds', bounds, (len(values) - 1,), values.dtype)
+  penalty = _check_factor('penalty', penalty, values.dtype)
   # Unlike jnp.maximum, whose gradient at 0 is 1/2.
   excess = jax.nn.relu(values[1:] - bounds)
   return values[0] + penalty * jnp.sum(excess)
@@ -199,13 +203,14 @@ def _check_values(values: jax.typing.ArrayLike) -> jax.Array:
     raise ValueError(
       f'values must be [m] with m >= 2, got shape {values.shape}.'
     )
-  return values
+  # What else there is follows: it would make float64 of all this under x64.
+  return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def _check_shape(
-  name: str, array: jax.typing.ArrayLike, shape: tuple[int, ...]
+  name: str, array: jax.typing.ArrayLike, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-  array = jnp.asarray(array)
+  array = jnp.asarray(array, dtype)
   if array.shape != shape:
     raise ValueError(
       f'{name} must have shape {shape} for these values, got {array.shape}.'
@@ -213,12 +218,14 @@ def _check_shape(
   return array
 
 
-def _check_factor(name: str, factor: jax.typing.ArrayLike) -> jax.Array:
+def _check_factor(
+  name: str, factor: jax.typing.ArrayLike, dtype: Any
+) -> jax.Array:
   """As a scalar, non-negative and finite where it is known."""
   known = known_values(factor)
   if known is not None and not (is_finite(known) & (known >= 0)).all():
     raise ValueError(f'{name} must be finite and non-negative, got {known}.')
-  factor = jnp.asarray(factor)
+  factor = jnp.asarray(factor, dtype)
   if factor.shape:
     raise ValueError(f'{name} must be a scalar, got shape {factor.shape}.')
   return factor

@@ -19,6 +19,10 @@ or anything else, is up to the caller:
 The weight l is that of f1 + l f2 (`scalarization='penalty'`, equation (2) of
 the paper) or of (1 - l) f1 + l f2 (`'convex'`, equation (7)). Both objectives
 are minimised.
+
+`tell` knows its weights again when they have been through float32, as those of
+`jnp.asarray(weights)` have; a trial has the weight as it was asked. A state may
+have been through JSON: `SearchState(*json.loads(json.dumps(state)))`.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +34,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mopt.checks import check_integer
 from mopt.pareto import nondominated
 
 # Relative distance up to which two weights are the same.
@@ -52,8 +57,8 @@ class Trial(NamedTuple):
 class SearchState(NamedTuple):
   """Where a search stands; plain numbers, to be saved as one likes."""
 
-  asked: tuple[float, ...]  # Weights that wait for their objectives.
-  trials: tuple[Trial, ...]  # In the order in which they were told.
+  asked: Sequence[float]  # Weights that wait for their objectives.
+  trials: Sequence[Trial]  # In the order in which they were told.
   level: int  # Number of batches that were told.
 
 
@@ -90,7 +95,7 @@ def grid(
     [0.0001 0.001  0.01  ]
   """
   _check_range(low, high, spacing, 'penalty')
-  _check_count('num', num, 2)
+  num = check_integer('num', num, 2)
   space = np.geomspace if spacing == 'log' else np.linspace
   weights = space(low, high, num).tolist()
   weights[0], weights[-1] = float(low), float(high)
@@ -168,7 +173,8 @@ def stochastic_dichotomic(
   theirs is drawn, uniform in its logarithm.
 
   Args:
-    key: of the draws; the same key gives the same search.
+    key: of the draws, `jax.random.key(seed)`; the same key gives the same
+      search.
     low: see `dichotomic`, like all others that are not listed.
     high: likewise.
     levels: likewise.
@@ -182,7 +188,7 @@ def stochastic_dichotomic(
     A `Search`.
 
   Raises:
-    ValueError: for arguments out of these ranges.
+    ValueError: for arguments out of these ranges, or a key that is none.
 
   Examples:
     >>> import jax
@@ -196,6 +202,7 @@ def stochastic_dichotomic(
   References:
     Reiners et al., 2020, Algorithm 3.
   """
+  _check_key(key)
   _check_range(low, high, 'linear', scalarization)
   if not 0 < min_gap < 1:
     raise ValueError(f'min_gap must be in (0, 1), got {min_gap}.')
@@ -282,7 +289,7 @@ def bisection(
     Reiners et al., 2020, section 5.
   """
   _check_range(low, high, spacing, 'penalty')
-  _check_count('intervals', intervals, 1)
+  intervals = check_integer('intervals', intervals, 1)
 
   width, middle = _SPACINGS[spacing]
 
@@ -375,18 +382,19 @@ def _search(
   max_trials: int,
 ) -> Search:
   """A `Search` that asks for `first`, and then level by level."""
-  _check_count('levels', levels, 1)
-  _check_count('max_trials', max_trials, len(first))
+  levels = check_integer('levels', levels, 1)
+  max_trials = check_integer('max_trials', max_trials, len(first))
 
   def init():
     return SearchState(tuple(map(float, first)), (), 0)
 
   def tell(state, weights, objectives):
-    told = _check_told(state, weights, objectives)
+    state = _plain(state)
+    told = _check_told(state.asked, weights, objectives)
     left = set(state.asked) - {trial.weight for trial in told}
     state = state._replace(
       asked=tuple(weight for weight in state.asked if weight in left),
-      trials=state.trials + told,
+      trials=(*state.trials, *told),
     )
     if left:
       return state
@@ -410,29 +418,86 @@ def _search(
   )
 
 
-def _check_told(state, weights, objectives) -> tuple[Trial, ...]:
-  weights = np.asarray(weights, np.float64)
+def _plain(state: SearchState) -> SearchState:
+  """A state of tuples and floats, from one that may have lists in it."""
+  trials = [
+    Trial(float(weight), (float(first), float(second)))
+    for weight, (first, second) in state.trials
+  ]
+  return SearchState(
+    tuple(map(float, state.asked)), tuple(trials), int(state.level)
+  )
+
+
+def _check_told(asked, weights, objectives) -> tuple[Trial, ...]:
+  weights = np.asarray(weights)
   objectives = np.asarray(objectives, np.float64)
   if weights.ndim != 1 or objectives.shape != (len(weights), 2):
     raise ValueError(
       'expected weights [n] and objectives [n, 2], got shapes '
       f'{weights.shape} and {objectives.shape}.'
     )
-  for weight in weights.tolist():
-    if weight not in state.asked:
-      asked = ', '.join(f'{w:g}' for w in state.asked) or 'nothing'
-      raise ValueError(f'told of weight {weight:g}, but asked for {asked}.')
-  if len(set(weights.tolist())) != len(weights):
-    raise ValueError(f'told of a weight twice: {weights}.')
+  told = weights.astype(np.float64).tolist()
+  meant = _as_asked(asked, told, is_exact=weights.dtype.itemsize > 4)
   return tuple(
     Trial(weight, (first, second))
-    for weight, (first, second) in zip(weights.tolist(), objectives.tolist())
+    for weight, (first, second) in zip(meant, objectives.tolist())
   )
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-  if not isinstance(value, (int, np.integer)) or value < least:
-    raise ValueError(f'{name} must be an integer >= {least}, got {value!r}.')
+def _as_asked(
+  asked: Sequence[float], told: Sequence[float], is_exact: bool
+) -> list[float]:
+  """The weights that were asked and are meant by those that are told.
+
+  Those may have been rounded to float32. Of weights that are equal there all
+  have to be told, in the order in which they were asked; or any by themselves,
+  if they have not been rounded: `is_exact`.
+  """
+  asked_as, told_as = _by_float32(asked), _by_float32(told)
+  meant: dict[float, list[float]] = {}
+  for key, group in told_as.items():
+    choice = asked_as.get(key, [])
+    if is_exact and len(set(group).intersection(choice)) == len(group):
+      choice = group
+    for weight, other in itertools.zip_longest(group, choice):
+      if other is None and choice:
+        raise ValueError(f'told of weight {weight} twice.')
+      if weight is None:
+        raise ValueError(
+          f'told of weight {key}, which in float32 is any of {choice}: tell '
+          'all of them at once, or in float64.'
+        )
+      # Not what is far off, and is 0 or infinite in float32 too.
+      if other is None or not (
+        weight == key or math.isclose(weight, other, rel_tol=_SAME)
+      ):
+        waiting = ', '.join(map(str, asked)) or 'nothing'
+        raise ValueError(f'told of weight {weight}, but asked for {waiting}.')
+    meant[key] = list(reversed(choice))
+  return [meant[_float32(weight)].pop() for weight in told]
+
+
+def _by_float32(weights: Sequence[float]) -> dict[float, list[float]]:
+  """Weights by what float32 makes of them."""
+  groups: dict[float, list[float]] = {}
+  for weight in weights:
+    groups.setdefault(_float32(weight), []).append(weight)
+  return groups
+
+
+def _float32(weight: float) -> float:
+  with np.errstate(over='ignore'):
+    return float(np.float32(weight))
+
+
+def _check_key(key: jax.Array) -> None:
+  try:
+    jax.random.fold_in(key, 0)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'key must be one key such as jax.random.key(0), got {key!r}.'
+    ) from error
 
 
 def _check_range(low, high, spacing, scalarization) -> None:

@@ -1,5 +1,6 @@
 """The paper's optimizers against a float64 port of its equations."""
 
+import functools
 import itertools
 
 import jax
@@ -338,7 +339,30 @@ def test_penalty_and_convex_form_agree_under_sgd_of_a_scaled_rate(penalty):
     (lambda: mopt.madam(0.1, b2=-0.5), 'b2 must be in'),
     (lambda: mopt.madam(0.1, eps=-1e-8), 'eps must be positive'),
     (lambda: mopt.madam(0.1, num_objectives=1), 'num_objectives'),
+    (lambda: mopt.madam(0.1, num_objectives=True), 'num_objectives must be an'),
+    (lambda: mopt.madam(0.1, num_objectives=2.0), 'num_objectives must be an'),
     (lambda: mopt.smgd(0.1, weighting=(1, 2)), 'weighting'),
+    # As JAX has them, in float32.
+    (lambda: mopt.mrmsprop(0.1, decay=1 - 1e-12), 'decay must .* got 0.999'),
+    (
+      lambda: mopt.madam(0.1, b2=np.float32(np.nan)),
+      'b2 must be in .* got nan',
+    ),
+    (lambda: mopt.madam(0.1, b1=jnp.float32(2)), 'b1 must be in .* got 2.0'),
+    (
+      lambda: mopt.madam(0.1, b1=jnp.bfloat16(0.999)),
+      'got 1.0 in bfloat16. .*32',
+    ),
+    (lambda: mopt.madam(0.1, b1='0.9'), "b1 must be a number, got '0.9'"),
+    (lambda: mopt.madam(0.1, eps=np.inf), 'eps must be positive and finite'),
+    (lambda: mopt.madam(0.1, eps=np.nan), 'eps must be positive and finite'),
+    (lambda: mopt.mrmsprop(0.1, eps=1e39), r'eps must be .* got 1e[+]39'),
+    (lambda: mopt.mrmsprop(0.1, eps=1e-46), 'eps must be .* got 1e-46'),
+    (
+      lambda: mopt.madam(0.1, eps=jnp.float16(1e-8)),
+      'got 0.0 in float16. optax',
+    ),
+    (lambda: mopt.smgd(0.1, momentum=jnp.inf), r'momentum must be in \[0, 1\)'),
   ],
 )
 def test_bad_hyperparameters_are_refused(make, match):
@@ -350,3 +374,167 @@ def test_bad_hyperparameters_are_refused(make, match):
 def test_no_learning_rate_is_refused(make):
   with pytest.raises(ValueError, match='learning_rate .*None'):
     make(None)
+
+
+OPTIMIZERS_BY_NAME = {
+  'smgd': mopt.smgd,
+  'mrmsprop': mopt.mrmsprop,
+  'madam': mopt.madam,
+}
+each_make = pytest.mark.parametrize(
+  'make', OPTIMIZERS_BY_NAME.values(), ids=OPTIMIZERS_BY_NAME
+)
+
+
+@each_make
+@pytest.mark.parametrize(
+  'rate', [np.nan, np.inf, -np.inf, 1e39, np.float32(np.nan), jnp.array(np.inf)]
+)
+def test_a_rate_that_is_not_finite_is_refused(make, rate):
+  with pytest.raises(ValueError, match='learning_rate must be a finite number'):
+    make(rate)
+
+
+@each_make
+def test_a_negative_rate_ascends_as_it_does_in_optax(make):
+  grads, params = random_grads(3, 2, 4), jnp.zeros(4)
+  up, down = (run_grads(make(rate), grads, params) for rate in (-0.1, 0.1))
+  np.testing.assert_array_equal(up[0], -down[0])
+  assert np.any(up[0])
+
+
+# -- As hyperparameters of Optax ----------------------------------------------
+
+
+@each_make
+@pytest.mark.parametrize('jit', [False, True], ids=['eager', 'jit'])
+def test_injected_as_it_is(make, jit):
+  tx = optax.inject_hyperparams(make)(learning_rate=0.05)
+  grads, params = random_grads(5, 2, 4), jnp.ones(4)
+  update = jax.jit(tx.update) if jit else tx.update
+  state = (jax.jit(tx.init) if jit else tx.init)(params)
+  assert 'weighting' not in state.hyperparams
+  assert 'num_objectives' not in state.hyperparams
+  expected = run_grads(make(0.05), grads, params)
+  for grad, row in zip(grads, expected):
+    updates, state = update(grad, state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, row, rtol=1e-5, atol=1e-6)
+  # The next rate is what the caller wants.
+  zero = state._replace(
+    hyperparams=state.hyperparams | {'learning_rate': jnp.float32(0)}
+  )
+  updates, _ = update(grads[0], zero, params)
+  np.testing.assert_array_equal(updates, np.zeros(4))
+
+
+@each_make
+def test_what_is_injected_may_be_a_schedule(make):
+  schedule = mopt.inverse_time_decay(0.1, 0.5)
+  grads, params = random_grads(5, 2, 4), jnp.ones(4)
+  injected = optax.inject_hyperparams(make)(schedule)
+  expected = run_grads(make(schedule), grads, params)
+  state = injected.init(params)
+  for grad, row in zip(grads, expected):
+    updates, state = jax.jit(injected.update)(grad, state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, row, rtol=1e-5, atol=1e-6)
+
+
+STATIC_ARGS = 'weighting', 'num_objectives', 'mask'
+
+
+@each_make
+def test_what_is_no_hyperparameter_is_named(make):
+  weighting = lambda gramian: jnp.ones(len(gramian))
+  options = {
+    'weighting': weighting,
+    'num_objectives': 3,
+    'mask': mopt.mask_by_path(lambda path, leaf: True),
+  }
+  grads, params = random_grads(3, 4), jnp.ones(4)
+  inject = optax.inject_hyperparams(make, static_args=STATIC_ARGS)
+  tx = inject(0.1, **options)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+  plain = make(0.1, **options)
+  expected, _ = plain.update(grads, plain.init(params), params)
+  np.testing.assert_allclose(updates, expected, rtol=1e-5, atol=1e-6)
+
+
+@each_make
+def test_what_is_not_named_says_so(make):
+  grads, params = jnp.ones((3, 4)), jnp.ones(4)
+  inject = optax.inject_hyperparams(make)
+  tx = inject(0.1, num_objectives=3)
+  # Known when it is made, but not under jit, where it is a part of the state.
+  state = tx.init(params)
+  tx.update(grads, state, params)
+  with pytest.raises(ValueError, match="'num_objectives' to static_args"):
+    jax.jit(tx.update)(grads, state, params)
+  with pytest.raises(ValueError, match="add 'weighting' to static_args"):
+    inject(0.1, weighting=lambda gramian: 0 * gramian).init(params)
+  with pytest.raises(ValueError, match=r"static_args=\('mask',\)"):
+    inject(0.1, mask=mopt.dense_kernels).init(params)
+
+
+def test_hyperparameters_in_half_precision_are_refused_with_a_hint():
+  params = jnp.ones(4, jnp.float16)  # whose eps of 1e-8 is 0
+  with pytest.raises(
+    ValueError, match='eps .*0 in float16. .*hyperparam_dtype'
+  ):
+    optax.inject_hyperparams(mopt.madam)(1e-3).init(params)
+  tx = optax.inject_hyperparams(mopt.madam, hyperparam_dtype=jnp.float32)(1e-3)
+  assert tx.init(params).hyperparams['eps'] == np.float32(1e-8)
+
+
+# -- Which leaves the weights are found from ----------------------------------
+
+
+@each_make
+def test_a_mask_says_which_leaves_the_weights_are_of(make):
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+  grads = {
+    # Of the kernels alone the weights are [0.9, 0.1], the lengths being 1, 3.
+    'kernel': jnp.array([[[1.0, 0], [0, 0]], [[0, 3.0], [0, 0]]]),
+    # And with the biases as well the lengths are 5 and 3.
+    'bias': jnp.array([[24.0**0.5, 0], [0, 0]]),
+  }
+  for mask, expected in (
+    (mopt.dense_kernels, [0.9, 0.1]),
+    ({'kernel': True, 'bias': False}, [0.9, 0.1]),
+    (None, [9 / 34, 25 / 34]),
+    (True, [9 / 34, 25 / 34]),
+  ):
+    tx = make(0.1, mask=mask)
+    updates, state = tx.update(grads, tx.init(params), params)
+    weights = optax.tree.get(state, 'AggregateState').weights
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    assert np.any(updates['bias'])
+
+
+def test_what_its_docstring_says_of_parameters_without_one_of_the_objectives():
+  def error(params):
+    return jnp.sum((params['kernel'] - 3) ** 2) + jnp.sum(
+      (params['bias'] - 3) ** 2
+    )
+
+  norm = functools.partial(mopt.l1_norm, mask=mopt.dense_kernels)
+  grad_fn = mopt.value_and_stacked_grad(error, norm)
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+
+  def updates_of(tx):
+    return tx.update(grad_fn(params)[1], tx.init(params), params)[0]
+
+  groups = {'kernel': 'kernels', 'bias': 'biases'}
+  each = {'kernels': mopt.madam(0.1), 'biases': mopt.madam(0.1)}
+  updates = updates_of(optax.partition(each, groups))
+  assert np.any(updates['kernel'])
+  assert not np.any(updates['bias'])
+  # What helps.
+  each['biases'] = mopt.madam(0.1, weighting=mopt.fixed_weights((1, 0)))
+  updates = updates_of(optax.partition(each, groups))
+  np.testing.assert_allclose(updates['bias'], 0.1 * np.ones(2), rtol=1e-4)
+  # All of the weight everywhere: kernels shrink, though the error wants more.
+  updates = updates_of(mopt.smgd(0.1, mask={'kernel': False, 'bias': True}))
+  np.testing.assert_allclose(updates['kernel'], -0.1 * np.ones((2, 2)))
+  assert not np.any(updates['bias'])

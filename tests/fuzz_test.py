@@ -109,9 +109,16 @@ def with_masks(draw, inner):
   booleans = st.lists(st.booleans(), min_size=len(leaves), max_size=len(leaves))
   chosen = draw(st.just([True] * len(leaves)) | booleans)
   mask = structure.unflatten(chosen)
-  forms = [mask, lambda params: mask]
+  forms = [mask]
+  if any(chosen) or not chosen:  # a function that selects none is an error
+    forms.append(lambda params: mask)
+  if not any(chosen):
+    forms.append(False)
   if all(chosen):
-    forms += [None, mopt.mask_by_path(lambda path, leaf: True)]
+    forms += [True, mopt.mask_by_path(lambda path, leaf: True)]
+    # Integers are no weights unless a mask names them.
+    is_float = [np.asarray(x).dtype.kind not in 'iub' for x in leaves]
+    forms += [None] if all(is_float) else []
   return tree, draw(st.sampled_from(forms)), chosen
 
 
@@ -164,15 +171,19 @@ def test_lp_norm_of_any_tree(case, p, smoothing):
 @hypothesis.given(with_masks(trees(arrays() | python_numbers())))
 def test_counts_of_any_tree(case):
   tree, mask, chosen = case
-  total, per_leaf = mopt.count_nonzero(tree, mask)
+  total, per_leaf, size, size_per_leaf = mopt.count_nonzero(tree, mask)
   assert total.dtype == jnp.int32
   assert sum(int(n) for n in per_leaf.values()) == int(total)
+  assert sum(size_per_leaf.values()) == size
+  assert per_leaf.keys() == size_per_leaf.keys()
+  assert all(int(n) <= size_per_leaf[path] for path, n in per_leaf.items())
   # XLA takes what is subnormal for 0 on some platforms.
   leaves = [
     np.asarray(x)
     for x, is_chosen in zip(jax.tree.leaves(tree), chosen)
     if is_chosen
   ]
+  assert size == sum(x.size for x in leaves)
   most = sum(int((x != 0).sum()) for x in leaves)
   least = sum(int((~(np.abs(x.astype(float)) < 1e-37)).sum()) for x in leaves)
   assert least <= int(total) <= most
@@ -255,7 +266,7 @@ def test_a_leaf_that_is_no_number_is_named(name, tree, bad, is_first):
 def test_masks_of_another_structure_are_refused(tree, mask):
   if jax.tree.structure(tree) == jax.tree.structure(mask):
     mopt.l1_norm(tree, mask)
-  elif mask is None:  # is no tree, but all leaves
+  elif mask is None or isinstance(mask, bool):  # is no tree, but all or none
     assert mopt.l1_norm(tree, mask).dtype == jnp.float32
   else:
     with pytest.raises(ValueError, match='structure of the parameters'):
@@ -308,10 +319,20 @@ def assert_pruned(new, old, tau):
   assert not np.signbit(new[small]).any()
 
 
+def is_refused(tau, leaves, chosen):
+  """Whether a dtype among the chosen leaves has no such threshold."""
+  halves = [x for x, c in zip(leaves, chosen) if c and x.dtype == jnp.float16]
+  return bool(halves) and not 6e-8 <= tau < 65504
+
+
 @fuzz(120)
 @hypothesis.given(with_masks(trees(arrays())), THRESHOLDS)
 def test_pruned_trees(case, tau):
   tree, mask, chosen = case
+  if is_refused(tau, jax.tree.leaves(tree), chosen):
+    with pytest.raises(ValueError, match='threshold .* in float16'):
+      mopt.prune(tree, tau, mask)
+    return
   with np.errstate(over='ignore'):  # 3e38 in float16
     pruned = mopt.prune(tree, tau, mask)
   assert_same_types(pruned, tree)
@@ -336,6 +357,10 @@ def params_and_updates(draw):
 def test_updates_that_prune(case, tau, every):
   params, updates, mask, chosen = case
   tx = mopt.prune_by_magnitude(tau, mask, every)
+  if is_refused(tau, jax.tree.leaves(params), chosen):
+    with pytest.raises(ValueError, match='threshold .* in float16'):
+      tx.init(params)
+    return
   state = tx.init(params)
   with np.errstate(over='ignore', invalid='ignore'):
     found, new_state = tx.update(updates, state, params)
@@ -445,7 +470,8 @@ def test_optimizers_of_any_tree(name, data):
     data.draw(arrays(values, (leaf.dtype,), (m, *leaf.shape)))
     for leaf in leaves
   )
-  prune = mopt.prune_by_magnitude(1e-3, mopt.dense_kernels)
+  # As a tree, for there may be none.
+  prune = mopt.prune_by_magnitude(1e-3, mopt.dense_kernels(params))
   tx = optax.chain(OPTIMIZERS[name](m), prune)
   state = tx.init(params)
   with np.errstate(all='ignore'):  # in NumPy arrays
@@ -469,6 +495,7 @@ def test_optimizers_of_any_tree(name, data):
 # taken gives no NaN; what is not gives an error that names value or argument.
 
 LARGEST = float(jnp.finfo(jnp.float32).max)
+TINIEST = float(jnp.finfo(jnp.float32).tiny)
 W = jnp.array([0.5, -2.0])
 VALUES = [0.5, -0.5]
 POINTS = [[0, 4], [1, 1], [4, 0]]
@@ -495,7 +522,15 @@ def is_float64(v):
 
 
 def is_count(least):
-  return lambda v: isinstance(v, (int, np.integer)) and v >= least
+  def is_right(v):
+    is_integer = isinstance(v, (int, np.integer)) and not isinstance(v, bool)
+    return is_integer and v >= least
+
+  return is_right
+
+
+def is_threshold(v):
+  return is_positive(v) and v >= TINIEST
 
 
 def never(v):
@@ -531,27 +566,44 @@ CALLS = {
     ),
     lambda v: isinstance(v, bool),
   ),
-  'l1_norm mask': (lambda v: mopt.l1_norm({'a': W}, v), lambda v: v is None),
+  'l1_norm mask': (
+    lambda v: mopt.l1_norm({'a': W}, v),
+    lambda v: v is None or isinstance(v, bool),
+  ),
   'l1_norm leaf of mask': (
     lambda v: mopt.l1_norm({'a': W}, {'a': v}),
     lambda v: isinstance(v, (bool, np.bool_)),
   ),
   'prune threshold': (
     lambda v: mopt.prune(W, v),
-    lambda v: is_float64(v) and v > 0,
+    is_threshold,
   ),
   'prune_by_magnitude threshold': (
     lambda v: mopt.prune_by_magnitude(v).init(W).nonzeros,
-    lambda v: is_float64(v) and v > 0,
+    is_threshold,
   ),
   'prune_by_magnitude every': (
     lambda v: mopt.prune_by_magnitude(1.0, every=v).init(W).nonzeros,
-    lambda v: isinstance(v, int) and v >= 1,
+    is_count(1),
   ),
   'aggregate num_objectives': (
     lambda v: mopt.aggregate(mopt.min_norm_weights, num_objectives=v) and 0,
     lambda v: isinstance(v, int) and v >= 2,
   ),
+  'madam learning_rate': (
+    lambda v: mopt.madam(v) and 0,
+    lambda v: is_finite(v) or callable(v),
+  ),
+  'madam b2': (
+    lambda v: mopt.madam(0.1, b2=v) and 0,
+    lambda v: is_non_negative(v) and v < 1,
+  ),
+  'mrmsprop eps': (lambda v: mopt.mrmsprop(0.1, eps=v) and 0, is_threshold),
+  'smgd num_objectives': (
+    lambda v: mopt.smgd(0.1, num_objectives=v) and 0,
+    lambda v: v is None or is_count(2)(v),
+  ),
+  'stochastic_dichotomic key': (search.stochastic_dichotomic, never),
   'aggregate weighting': (lambda v: mopt.aggregate(v) and 0, callable),
   'aggregate inner': (
     lambda v: mopt.aggregate(mopt.min_norm_weights, v) and 0,

@@ -188,6 +188,27 @@ def test_the_gradient_has_the_dtype_of_the_values(dtype):
   assert jax.grad(mopt.epsilon_constraint)(values, [0.5], 2.0).dtype == dtype
 
 
+@pytest.mark.parametrize('transform', [lambda f: f, jax.jit], ids=['', 'jit'])
+def test_values_decide_on_the_dtype_under_x64(transform):
+  fine = 1 + 1e-9  # 1 in float32
+  with jax.enable_x64(True):
+    for dtype, expected in (
+      (jnp.float32, jnp.float32),
+      (jnp.bfloat16, jnp.float32),
+      (jnp.float64, jnp.float64),
+    ):
+      values = jnp.asarray([fine, 3.0], dtype)
+      for call in (
+        lambda v: mopt.chebyshev(v, np.array([1.0, 0.1]), [0.0, 0.0], 0.5),
+        lambda v: mopt.epsilon_constraint(v, [4.0], np.float64(2)),
+      ):
+        value, grad = transform(jax.value_and_grad(call))(values)
+        assert (value.dtype, grad.dtype) == (expected, dtype)
+    value = mopt.epsilon_constraint(jnp.array([fine, 3.0]), [3.0 - 1e-9], 10.0)
+    np.testing.assert_allclose(value, fine + 1e-8, rtol=1e-15)
+    assert mopt.chebyshev(jnp.array([fine, 0.0]), [1.0, 1.0]) == fine
+
+
 # -- Bad input ----------------------------------------------------------------
 
 PAIR = [1.0, 2.0]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -191,6 +192,135 @@ def test_a_state_survives_json(name):
   assert again == state
 
 
+def through_json(state):
+  return search.SearchState(*json.loads(json.dumps(state)))
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_a_search_goes_on_with_what_json_made_of_its_state(name):
+  strategy = STRATEGIES[name]
+
+  def solve(weight):
+    return (np.inf, np.nan) if weight > 5e-3 else hyperbola(weight)
+
+  expected = run(strategy, solve)
+  state = through_json(strategy.init())
+  while not strategy.done(state):
+    weights = strategy.ask(state)
+    assert weights.dtype == np.float64
+    # In parts, so that some are left.
+    for weight in weights:
+      state = strategy.tell(through_json(state), [weight], [solve(weight)])
+      assert isinstance(state.trials[-1], search.Trial)
+      assert isinstance(state.asked, tuple)
+  np.testing.assert_equal(
+    json.loads(json.dumps(state)), json.loads(json.dumps(expected))
+  )
+  assert strategy.done(through_json(state))
+
+
+ROUNDINGS = {
+  'jax': jnp.asarray,
+  'jax_scalars': lambda weights: list(jnp.asarray(weights)),
+  'numpy': np.float32,
+  'floats': lambda weights: np.float32(weights).tolist(),
+  # As a log has them, whose digits are those of float32.
+  'text': lambda weights: [float(str(w)) for w in np.float32(weights)],
+}
+
+
+@pytest.mark.parametrize('rounding', ROUNDINGS)
+@pytest.mark.parametrize('name', _NAMES)
+def test_weights_are_known_again_after_float32(name, rounding):
+  strategy = STRATEGIES[name]
+  expected = run(strategy, hyperbola)
+  state = strategy.init()
+  while not strategy.done(state):
+    weights = strategy.ask(state)
+    values = [hyperbola(w) for w in weights]
+    state = strategy.tell(state, ROUNDINGS[rounding](weights), values)
+  # Those that were asked, to the last bit.
+  assert state == expected
+  assert any(float(np.float32(t.weight)) != t.weight for t in state.trials)
+
+
+def close_pair():
+  """A search that asks for two weights that are one in float32, and a third."""
+  second = np.nextafter(1.0, 2.0)
+  strategy = search.grid(1.0, 2.0, num=2)
+  state = search.SearchState((1.0, second, 2.0), (), 0)
+  return strategy, state, second
+
+
+def test_weights_that_float32_does_not_tell_apart():
+  strategy, state, second = close_pair()
+  assert np.float32(second) == 1
+  outcomes = [(0, 3), (1, 2), (2, 1)]
+  # All at once, in the order in which they were asked.
+  told = strategy.tell(state, jnp.asarray(strategy.ask(state)), outcomes)
+  assert [t.weight for t in told.trials] == [1.0, second, 2.0]
+  assert [t.objectives for t in told.trials] == outcomes
+  told = strategy.tell(state, np.float32([2, 1, 1]), outcomes)
+  assert [t.weight for t in told.trials] == [2.0, 1.0, second]
+  # One alone may be either, unless it has not been rounded.
+  message = r'told of weight 1[.]0, .* any of \[1[.]0, 1[.]0000000000000002\]'
+  with pytest.raises(ValueError, match=message):
+    strategy.tell(state, jnp.asarray([2.0, 1.0]), outcomes[:2])
+  for weight, other in ((1.0, second), (second, 1.0)):
+    told = strategy.tell(state, [weight], outcomes[:1])
+    assert [t.weight for t in told.trials] == [weight]
+    assert told.asked == (other, 2.0)
+    # And then the other is known again.
+    told = strategy.tell(told, np.float32([1]), outcomes[1:2])
+    assert [t.weight for t in told.trials] == [weight, other]
+  told = strategy.tell(state, [second, 1.0], outcomes[:2])
+  assert [t.weight for t in told.trials] == [second, 1.0]
+  with pytest.raises(ValueError, match='twice'):
+    strategy.tell(state, np.float32([1, 1, 1]), outcomes)
+
+
+def test_what_is_0_or_infinite_in_float32_is_not_everything_that_is():
+  state = search.SearchState((0.0, 1e308), (), 0)
+  strategy = search.dichotomic(0.0, 1e308)
+  for weight in (1e-300, 1e307):
+    with pytest.raises(ValueError, match='told of weight .* but asked for'):
+      strategy.tell(state, [weight], [(1, 1)])
+  told = strategy.tell(state, np.float32([0.0, np.inf]), [(0, 1), (1, 0)])
+  assert [t.weight for t in told.trials] == [0.0, 1e308]
+
+
+def test_the_weights_that_were_not_asked_are_shown_in_full():
+  strategy = search.grid(1e-4, 1e-2, num=2)
+  with pytest.raises(
+    ValueError, match='told of weight 0.000101, but asked for 0.0001, 0.01'
+  ):
+    strategy.tell(strategy.init(), [1.01e-4], [(1, 1)])
+
+
+@pytest.mark.parametrize(
+  'key',
+  [
+    0,
+    None,
+    1e-5,
+    'key',
+    jax.random.split(jax.random.key(0), 3),
+    np.zeros(2),
+    jnp.int32(0),
+  ],
+  ids=['int', 'none', 'float', 'text', 'keys', 'floats', 'array'],
+)
+def test_a_key_that_is_none_is_refused_at_once(key):
+  with pytest.raises(ValueError, match=r'key must be one key such as jax.rand'):
+    search.stochastic_dichotomic(key)
+
+
+def test_keys_of_both_kinds_are_keys():
+  for key in (jax.random.key(1), jax.random.PRNGKey(1)):
+    state = run(search.stochastic_dichotomic(key, levels=3), hyperbola)
+    assert len(state.trials) > 2
+
+
 @pytest.mark.parametrize('name', _NAMES)
 def test_failed_trials_are_remembered_and_not_used(name):
   strategy = STRATEGIES[name]
@@ -254,11 +384,27 @@ def test_what_was_not_asked_for_is_refused():
       'intervals must be an integer >= 1, got 0',
     ),
     (lambda: search.bisection(intervals=1.5), 'intervals .* got 1.5'),
+    (lambda: search.bisection(intervals=True), 'intervals .* got True'),
+    (
+      lambda: search.grid(num=np.True_),
+      'num must be an integer .* got np.True_',
+    ),
+    (lambda: search.dichotomic(levels='5'), "levels must be .* got '5'"),
+    (lambda: search.dichotomic(max_trials=[5]), r'max_trials .* got \[5\]'),
   ],
 )
 def test_arguments_are_checked(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+@pytest.mark.parametrize('kind', [np.int64, np.uint8, jnp.int32, np.array])
+def test_integers_of_any_kind_are_taken(kind):
+  state = run(search.dichotomic(levels=kind(3), max_trials=kind(9)), hyperbola)
+  assert state == run(search.dichotomic(levels=3, max_trials=9), hyperbola)
+  assert type(state.level) is int
+  strategy = search.grid(num=kind(5))
+  assert len(strategy.ask(strategy.init())) == 5
 
 
 @pytest.mark.parametrize('spacing', ['log', 'linear'])

@@ -329,7 +329,10 @@ def _step(
   num_devices = 1 if axis is None else jax.lax.axis_size(axis)
 
   def conv_penalty(params):
-    return config.conv_l2 * mopt.l2_norm_squared(params, mopt.conv_kernels)
+    # A tree, for a function that selects nothing would be an error: a network
+    # without convolutions has nothing to penalise.
+    mask = mopt.conv_kernels(params)
+    return config.conv_l2 * mopt.l2_norm_squared(params, mask)
 
   def error(params, batch):
     logits, model_state = model.apply(

@@ -1,0 +1,53 @@
+"""Checks of arguments that all of the library shares."""
+
+import contextlib
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_integer(name: str, value: Any, least: int) -> int:
+  """An integer >= `least`, as one of Python.
+
+  Integers of NumPy and JAX are integers, and so are arrays of one without axes.
+  A boolean is none, though Python has it otherwise, and no float is.
+
+  Raises:
+    ValueError: for anything else, or a value that is traced.
+  """
+  if isinstance(value, jax.core.Tracer):
+    raise ValueError(
+      f'{name} must be known when this is called, got the traced {value}. '
+      f'Under optax.inject_hyperparams add {name!r} to static_args.'
+    )
+  number = None
+  dtype = getattr(value, 'dtype', None)
+  is_bool = isinstance(value, bool) or dtype == np.dtype(np.bool_)
+  if not is_bool and getattr(value, 'shape', ()) == ():
+    with contextlib.suppress(TypeError):
+      number = operator.index(value)
+  if number is None or number < least:
+    raise ValueError(f'{name} must be an integer >= {least}, got {value!r}.')
+  return number
+
+
+def known_numbers(name: str, value: Any) -> np.ndarray | None:
+  """Real numbers as float64, `None` if they are traced.
+
+  Raises:
+    ValueError: for what is no real number, nor an array of them.
+  """
+  if isinstance(value, jax.core.Tracer):
+    return None
+  try:
+    # An integer of any size.
+    array = np.asarray(float(value) if isinstance(value, int) else value)
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    if any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+      return array.astype(np.float64)
+  except (TypeError, ValueError, OverflowError):
+    pass  # as below
+  raise ValueError(f'{name} must be a number, got {value!r}.')
