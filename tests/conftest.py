@@ -1,4 +1,8 @@
-"""Four CPU devices, so that pmap is real, and strict shapes."""
+"""Four CPU devices, so that pmap is real, and strict shapes.
+
+On a GPU there are as many devices as there are cards: what needs four of them
+asks for the fixture `four_devices`.
+"""
 
 import atexit
 import os
@@ -22,6 +26,15 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # A busy machine is no failure.
 hypothesis.settings.register_profile('patient', deadline=None)
 hypothesis.settings.load_profile('patient')
+
+
+@pytest.fixture
+def four_devices():
+  """Four devices of the default platform; skips where there are fewer."""
+  devices = jax.devices()[:4]
+  if len(devices) < 4:
+    pytest.skip(f'needs 4 devices, found {len(devices)}')
+  return devices
 
 
 @pytest.fixture
