@@ -405,3 +405,18 @@ def test_without_tensorflow_nothing_is_downloaded(cache, tmp_path, monkeypatch):
   )
   with pytest.raises(data_lib.DataError, match='TensorFlow is not installed'):
     load_dataset('fashion_mnist', data_dir=str(tmp_path))
+
+
+def test_without_array_record_only_the_embedded_digits_are_read(
+  cache, monkeypatch
+):
+  find = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    'find_spec',
+    lambda n: None if n == 'array_record' else find(n),
+  )
+  message = 'dataset=mnist: expected array_record.* --dataset=mnist5k'
+  with pytest.raises(data_lib.DataError, match=message):
+    load_dataset('mnist')
+  assert len(load_dataset('mnist5k').test.labels) == 500

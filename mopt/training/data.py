@@ -184,6 +184,11 @@ def _read_mnist5k() -> list[np.ndarray]:
 
 
 def _read_tfds(name: str, data_dir: str | None) -> list[np.ndarray]:
+  if importlib.util.find_spec('array_record') is None:
+    raise DataError(
+      f'dataset={name}: expected array_record, which reads the sets of TFDS '
+      f'(it has no wheel for Windows); without it: --dataset={EMBEDDED}.'
+    )
   advice = (
     f'expected {name} prepared in --data_dir={data_dir or "(unset)"}; '
     "to prepare it: pip install -e '.[tfds]' and a network; "
@@ -281,13 +286,14 @@ def _cached(
   arrays = read()
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-      try:
+    number, part = tempfile.mkstemp(dir=path.parent)
+    try:
+      with open(number, 'wb') as file:
         np.savez(file, *arrays)
-      except BaseException:
-        os.unlink(file.name)
-        raise
-    os.replace(file.name, path)
+    except BaseException:
+      os.unlink(part)  # It is closed, or Windows would not.
+      raise
+    os.replace(part, path)
   except OSError:
     pass  # a read-only home: slower the next time, and no reason to stop
   return arrays
