@@ -18,6 +18,8 @@ from mopt.training import Dataset
 from mopt.training import epoch as epoch_lib
 from mopt.training import evaluation as evaluation_lib
 from mopt.training import load_dataset
+from mopt.training import run
+from mopt.training import search
 from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
 from mopt.training.batches import steps_per_epoch
@@ -264,6 +266,37 @@ def test_a_network_that_cannot_take_the_pictures_is_refused():
   data = Dataset('tiny', 10, tiny, tiny, tiny, 0.0, 255.0)
   with pytest.raises(ValueError, match=r'lenet5 needs images .* 10 x 10'):
     check_fit(_config(), models.create('lenet5'), data)
+
+
+@pytest.mark.parametrize('job', [run, search])
+@pytest.mark.parametrize('kind', ['labels', 'logits', 'nothing to select on'])
+def test_data_that_do_not_fit_are_refused_before_anything_is_written(
+  digits, tmp_path, job, kind
+):
+  data = digits
+  if kind == 'labels':
+    hidden = np.full_like(data.test.labels, -1)
+    data = data._replace(test=data.test._replace(labels=hidden))
+    message = (
+      r'dataset=mnist5k: expected labels 0 to 9 in the split test, got -1'
+    )
+  elif kind == 'logits':
+    data = data._replace(num_classes=11)
+    message = (
+      r'dataset=mnist5k: expected logits \[batch, 11\] for as many classes, '
+      r'got shape \(1, 10\) for one picture\.'
+    )
+  else:
+    data = data._replace(test=_take(data.test, 0))
+    message = 'select_on=test: expected examples in the split test of mnist5k'
+  config = _config(
+    l1=None if job is search else (0.0,),
+    search='grid' if job is search else 'none',
+    select_on='test' if kind == 'nothing to select on' else 'val',
+  )
+  with pytest.raises(ValueError, match=message):
+    job(config, Tiny(), data, tmp_path)
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('scalarization', ['penalty', 'convex'])

@@ -27,6 +27,7 @@ from mopt.training.batches import spread
 from mopt.training.batches import steps_per_epoch
 from mopt.training.batches import stream
 from mopt.training.config import Config
+from mopt.training.data import check_data
 from mopt.training.data import Dataset
 from mopt.training.data import normalise
 from mopt.training.data import Split
@@ -99,15 +100,27 @@ class Program(NamedTuple):
 
 
 def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
-  """Raises unless batches, network and pictures go together, at no cost.
+  """Raises unless batches, network and data go together, at no cost.
 
   Raises:
-    ValueError: for a batch larger than the data, or pictures that the network
-      cannot take.
+    ValueError: for data that `mopt.training.data.check_data` refuses, a batch
+      larger than the data, pictures that the network cannot take, logits of
+      another number than there are classes, or no example to select on.
   """
+  check_data(data)
   steps_per_epoch(config, len(data.train.labels))
   image = jax.ShapeDtypeStruct((1, *data.train.images.shape[1:]), jnp.float32)
-  jax.eval_shape(model.init, jax.random.key(0), image)
+  logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+  if logits.shape != (1, data.num_classes):
+    raise ValueError(
+      f'dataset={data.name}: expected logits [batch, {data.num_classes}] for '
+      f'as many classes, got shape {logits.shape} for one picture.'
+    )
+  if config.select_on == 'test' and not len(data.test.labels):
+    raise ValueError(
+      f'select_on=test: expected examples in the split test of {data.name}, '
+      'got none.'
+    )
 
 
 def must_stream(
