@@ -13,7 +13,10 @@ NAMES = tuple(_MODELS)
 
 
 def create(
-  name: str, num_classes: int = 10, dtype: Any = jnp.float32
+  name: str,
+  num_classes: int = 10,
+  dtype: Any = jnp.float32,
+  batch_last: bool = True,
 ) -> nn.Module:
   """Makes a model by name.
 
@@ -22,6 +25,9 @@ def create(
     num_classes: size of the output, >= 2.
     dtype: of the computation, such as `jnp.bfloat16`; parameters, running
       statistics and logits stay float32.
+    batch_last: whether convolutions have the batch innermost, which on CPUs and
+      on a GPU is faster to train, or are `flax.linen.Conv`. TPUs: not measured.
+      Parameters and results are the same, but for what dropout draws.
 
   Returns:
     A module: `module.init(key, images)` gives variables, and
@@ -45,4 +51,6 @@ def create(
     raise ValueError(f'model must be one of {", ".join(NAMES)}, got {name!r}.')
   if num_classes < 2:
     raise ValueError(f'num_classes must be >= 2, got {num_classes}.')
-  return _MODELS[name](num_classes=num_classes, dtype=dtype)
+  return _MODELS[name](
+    num_classes=num_classes, dtype=dtype, batch_last=batch_last
+  )

@@ -1,13 +1,23 @@
-"""Convolution with the batch innermost, for CPUs.
+"""Convolution with the batch innermost.
 
-XLA's convolution on CPUs is slow inside a loop and under `jax.vmap`
-(https://github.com/jax-ml/jax/issues/12868 and 26568), and networks of few
-channels are slow with the channels innermost, whatever convolves them: there
-is no vector to work on. With the batch innermost all that runs over pixels
-works on whole vectors, a shifted image is copied in long pieces, and the
-convolution is one matrix product. Beside shifted images with the channels last
-a gradient step of LeNet-5 takes about half as long, one of the VGG-like network
-a fifth less.
+Networks of few channels are slow with the channels innermost, whatever
+convolves them: there is no vector to work on. With the batch innermost all that
+runs over pixels works on whole vectors, a shifted image is copied in long
+pieces, and the convolution is one matrix product. On CPUs XLA's convolution is,
+besides, slow inside a loop and under `jax.vmap`
+(https://github.com/jax-ml/jax/issues/12868 and 26568).
+
+On CPUs a gradient step of LeNet-5 takes about half as long as with shifted
+images and the channels last, one of the VGG-like network a fifth less. On one
+H100 (JAX 0.11.2), beside `flax.linen.Conv`, in ms a step:
+
+  LeNet-5, batches of 32              0.188 -> 0.126
+  26 members of it                     1.83 -> 0.338
+  VGG                                  1.12 -> 0.98
+  14 members of it                     10.2 -> 7.2
+  14 members of it in bfloat16          5.2 -> 4.7
+
+TPUs: not measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +26,6 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-
-
-def prefers_batch_last() -> bool:
-  """Whether this platform is better off with `BatchLastConv`."""
-  return jax.default_backend() == 'cpu'
 
 
 def swap_batch(x: jax.Array) -> jax.Array:

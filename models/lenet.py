@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from models.convolution import BatchLastConv
-from models.convolution import prefers_batch_last
 from models.convolution import swap_batch
 
 
@@ -45,10 +44,14 @@ class LeNet5(nn.Module):
   Attributes:
     num_classes: size of the output.
     dtype: of the computation; parameters are float32.
+    batch_last: whether convolutions have the batch innermost, which is faster
+      to train, or are `flax.linen.Conv`. Parameters and results are the same;
+      see `models.convolution`.
   """
 
   num_classes: int = 10
   dtype: Any = jnp.float32
+  batch_last: bool = True
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -70,9 +73,8 @@ class LeNet5(nn.Module):
       )
     # Keras' initialiser, which the authors' code relies on.
     init = nn.initializers.glorot_uniform()
-    batch_last = prefers_batch_last()
-    conv = BatchLastConv if batch_last else nn.Conv
-    x = swap_batch(images) if batch_last else images
+    conv = BatchLastConv if self.batch_last else nn.Conv
+    x = swap_batch(images) if self.batch_last else images
     for name, features in (('conv1', 6), ('conv2', 16)):
       x = conv(
         features,
@@ -83,7 +85,7 @@ class LeNet5(nn.Module):
         name=name,
       )(x)
       x = _halve(nn.relu(x))
-    x = swap_batch(x) if batch_last else x
+    x = swap_batch(x) if self.batch_last else x
     x = x.reshape(x.shape[0], -1)
     for name, features in (('layer1', 120), ('layer2', 84)):
       x = nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)(x)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from models.convolution import BatchLastConv
-from models.convolution import prefers_batch_last
 from models.convolution import swap_batch
 
 
@@ -37,12 +36,16 @@ class VGG(nn.Module):
     dtype: of the computation; parameters and statistics are float32.
     axis_name: of the mapped axis over which a batch is split, if it is: then
       the batch statistics are those of the whole batch.
+    batch_last: whether convolutions have the batch innermost, which is faster
+      to train, or are `flax.linen.Conv`. Parameters and results are the same,
+      but for what dropout draws; see `models.convolution`.
   """
 
   num_classes: int = 10
   dropout: tuple[float, float, float] = (0.2, 0.3, 0.4)
   dtype: Any = jnp.float32
   axis_name: str | None = None
+  batch_last: bool = True
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -65,9 +68,8 @@ class VGG(nn.Module):
       )
     # Keras' initialiser, which the authors' code relies on.
     init = nn.initializers.glorot_uniform()
-    batch_last = prefers_batch_last()
-    conv = BatchLastConv if batch_last else nn.Conv
-    x = swap_batch(images) if batch_last else images
+    conv = BatchLastConv if self.batch_last else nn.Conv
+    x = swap_batch(images) if self.batch_last else images
     for block, (features, rate) in enumerate(
       zip((32, 64, 128), self.dropout, strict=True)
     ):
@@ -82,7 +84,7 @@ class VGG(nn.Module):
         )(x)
         x = nn.BatchNorm(
           use_running_average=not train,
-          axis=0 if batch_last else -1,  # channels
+          axis=0 if self.batch_last else -1,  # channels
           momentum=0.99,
           epsilon=1e-3,
           axis_name=self.axis_name,
@@ -91,7 +93,7 @@ class VGG(nn.Module):
         )(nn.elu(x))
       x = _halve(x)
       x = nn.Dropout(rate, deterministic=not train)(x)
-    x = swap_batch(x) if batch_last else x
+    x = swap_batch(x) if self.batch_last else x
     x = x.reshape(x.shape[0], -1)
     x = nn.Dense(
       self.num_classes, kernel_init=init, dtype=self.dtype, name='denselayer'

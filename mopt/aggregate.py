@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mopt.checks import check_integer
 from mopt.masks import Mask
 from mopt.masks import path_name
 from mopt.min_norm import gramian_of
@@ -82,7 +83,8 @@ def aggregate(
 
   Args:
     weighting: function from the Gramian `[m, m]` (f32, f64 if a leaf is) to
-      weights `[m]`, such as `mopt.min_norm_weights` or `mopt.fixed_weights((1, 3e-4))`.
+      weights `[m]`, such as `mopt.min_norm_weights` or
+      `mopt.fixed_weights((1, 3e-4))`.
     inner: what each objective's gradient passes through, any transformation
       that `jax.vmap` maps; nothing by default.
     num_objectives: m >= 2.
@@ -117,9 +119,7 @@ def aggregate(
   References:
     Reiners et al., 2020, Algorithm 2 and section 3.2.
   """
-  m = num_objectives
-  if not isinstance(m, int) or m < 2:
-    raise ValueError(f'num_objectives must be an integer >= 2, got {m!r}.')
+  m = check_integer('num_objectives', num_objectives, 2)
   if not callable(weighting):
     raise ValueError(
       'weighting must be a function from the Gramian to weights, such as '

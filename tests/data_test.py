@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -405,3 +406,181 @@ def test_without_tensorflow_nothing_is_downloaded(cache, tmp_path, monkeypatch):
   )
   with pytest.raises(data_lib.DataError, match='TensorFlow is not installed'):
     load_dataset('fashion_mnist', data_dir=str(tmp_path))
+
+
+def test_without_array_record_only_the_embedded_digits_are_read(
+  cache, monkeypatch
+):
+  find = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    'find_spec',
+    lambda n: None if n == 'array_record' else find(n),
+  )
+  message = 'dataset=mnist: expected array_record.* --dataset=mnist5k'
+  with pytest.raises(data_lib.DataError, match=message):
+    load_dataset('mnist')
+  assert len(load_dataset('mnist5k').test.labels) == 500
+
+
+def _valid(**changes):
+  """Three classes, no validation split; `train=dict(labels=...)` changes it."""
+
+  def split(n, images=None, labels=None):
+    return data_lib.Split(
+      np.zeros((n, 8, 8, 1), np.uint8) if images is None else images,
+      np.arange(n, dtype=np.int32) % 3 if labels is None else labels,
+    )
+
+  splits = {
+    name: split(n, **changes.pop(name, {}))
+    for name, n in (('train', 6), ('val', 0), ('test', 3))
+  }
+  rest = dict(name='own', num_classes=3, mean=0.0, std=255.0)
+  return data_lib.Dataset(**rest | splits | changes)
+
+
+def _of(n, dtype=np.uint8, shape=(8, 8, 1)):
+  return dict(images=np.zeros((n, *shape), dtype))
+
+
+def _labels(*values, dtype=np.int32):
+  return dict(labels=np.array(values, dtype))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.int32, np.int64])
+def test_labels_may_be_any_integers(dtype):
+  data_lib.check_data(_valid(test=_labels(2, 0, 1, dtype=dtype)))
+
+
+def test_arrays_may_be_of_jax():
+  data = _valid()
+  splits = {
+    name: data_lib.Split(*map(jnp.asarray, getattr(data, name)))
+    for name in ('train', 'val', 'test')
+  }
+  data_lib.check_data(data._replace(**splits))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    # Beyond the logits: training ends as "not finite".
+    (
+      dict(train=_labels(0, 1, 2, 3, 0, 1)),
+      'labels 0 to 2 in the split train, got 0 to 3.',
+    ),
+    (
+      dict(test=_labels(7, 0, 1)),
+      'labels 0 to 2 in the split test, got 0 to 7.',
+    ),
+    # A hidden test set, which would score 0.0 %.
+    (
+      dict(test=_labels(-1, -1, -1)),
+      'labels 0 to 2 in the split test, got -1 to -1 (are they hidden?).',
+    ),
+    (
+      dict(val=_of(2) | _labels(-1, 2)),
+      'labels 0 to 2 in the split val, got -1 to 2.',
+    ),
+    (
+      dict(test=_labels(0, 1, 2, dtype=np.float32)),
+      'integers as labels of the split test, got float32.',
+    ),
+    (
+      dict(test=_labels(0, 1, 1, dtype=bool)),
+      'integers as labels of the split test, got bool.',
+    ),
+    (
+      dict(train=_of(7)),
+      'a label for each of the 7 pictures of the split train, got shape (6,).',
+    ),
+    (
+      dict(val=_labels(1, 2)),
+      'a label for each of the 0 pictures of the split val, got shape (2,).',
+    ),
+    (
+      dict(test=_labels([0], [1], [2])),
+      'a label for each of the 3 pictures of the split test, got shape (3, 1).',
+    ),
+    # In 0..1, or with more bits.
+    (
+      dict(train=_of(6, np.float32)),
+      'pixels of 0..255 in uint8 in the split train, got float32.',
+    ),
+    (
+      dict(test=_of(3, np.uint16)),
+      'pixels of 0..255 in uint8 in the split test, got uint16.',
+    ),
+    (
+      dict(test=_of(3, shape=(8, 9, 1))),
+      'pictures [n, height, width, channels] in the split test, of the size of '
+      'those in train, got shape (3, 8, 9, 1).',
+    ),
+    (
+      dict(train=_of(6, shape=(8, 8))),
+      'pictures [n, height, width, channels] in the split train, of the size '
+      'of those in train, got shape (6, 8, 8).',
+    ),
+    (
+      dict(train=_of(6, shape=(8, 0, 1))),
+      'pictures [n, height, width, channels] in the split train, of the size '
+      'of those in train, got shape (6, 8, 0, 1).',
+    ),
+    (
+      dict(train=dict(labels=[0, 1, 2, 0, 1, 2])),
+      'arrays of NumPy or JAX in the split train, got list.',
+    ),
+    *(
+      (
+        dict(mean=mean, std=std),
+        'a finite mean and a positive, finite standard deviation, got '
+        f'{mean} and {std}.',
+      )
+      for mean, std in (
+        (0.0, 0.0),
+        (0.0, -1.0),
+        (0.0, float('inf')),
+        (0.0, float('nan')),
+        (0.0, 1e-39),
+        (float('nan'), 1.0),
+        (float('-inf'), 1.0),
+        (1e39, 1.0),
+      )
+    ),
+    (dict(num_classes=1), 'at least 2 classes, got 1.'),
+  ],
+)
+def test_data_that_do_not_fit_are_one_line(changes, said):
+  with pytest.raises(ValueError) as error:
+    data_lib.check_data(_valid(**changes))
+  assert str(error.value) == f'dataset=own: expected {said}'
+
+
+@pytest.mark.parametrize(
+  ('train', 'test', 'said'),
+  [
+    (0, -1, 'labels 0 to 9 in the split test, got -1 to -1 .are they hidden'),
+    (-1, 0, 'labels 0 to 9 in the split train, got -1 to -1'),
+    (-1, -1, 'at least 2 classes, got 0'),
+  ],
+)
+def test_labels_that_tfds_hides_are_refused(
+  cache, monkeypatch, train, test, said
+):
+  images, labels = _digits()
+  hide = lambda value: labels if value == 0 else np.full_like(labels, value)
+  arrays = [images, hide(train), images, hide(test)]
+  _count_calls(monkeypatch, '_read_tfds', arrays)
+  with pytest.raises(ValueError, match=f'^dataset=quiz: expected {said}'):
+    load_dataset('quiz')
+
+
+def test_classes_are_those_of_all_examples(cache, monkeypatch):
+  """Not of those that are left to train on."""
+  images, labels = _digits()
+  arrays = [images, labels, images, np.minimum(labels, 4)]
+  _count_calls(monkeypatch, '_read_tfds', arrays)
+  data = load_dataset('odd', val_size=5, train_size=3)
+  assert data.num_classes == 10
+  assert len(np.unique(data.train.labels)) <= 3

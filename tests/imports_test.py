@@ -50,7 +50,7 @@ MODEL_MODULES = [n for n in FILES if n.startswith('models')]
 def imports(name):
   """All modules that a file imports, at its top or inside functions."""
   found = set()
-  for node in ast.walk(ast.parse(FILES[name].read_text())):
+  for node in ast.walk(ast.parse(FILES[name].read_bytes())):
     if isinstance(node, ast.Import):
       found |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
@@ -144,6 +144,10 @@ print(*sorted({m.split('.')[0] for m in sys.modules}))
   # Optax loads this one; nothing of ours may.
   assert 'absl' not in new
   assert new - sys.stdlib_module_names <= CORE | {'mopt'}
+
+
+def test_type_checkers_are_told_of_types():
+  assert (ROOT / 'mopt' / 'py.typed').is_file()
 
 
 def test_the_public_names_are_sorted_and_unique():

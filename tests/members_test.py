@@ -374,29 +374,11 @@ def test_a_result_that_cannot_be_written_is_not_there(adam, monkeypatch, name):
   replace = results._replace
 
   def fill_disk(path, write):
-    class Full:
-      def __init__(self, file):
-        self.file = file
+    def write_full(file):
+      write(file)
+      raise OSError(28, 'No space left on device')
 
-      def __getattr__(self, attribute):
-        return getattr(self.file, attribute)
-
-      def flush(self):
-        raise OSError(28, 'No space left on device')
-
-    if path.name != name:
-      replace(path, write)
-      return
-    make = results.tempfile.NamedTemporaryFile
-
-    @contextlib.contextmanager
-    def make_full(**kwargs):
-      with make(**kwargs) as file:
-        yield Full(file)
-
-    with monkeypatch.context() as patch:
-      patch.setattr(results.tempfile, 'NamedTemporaryFile', make_full)
-      replace(path, write)
+    replace(path, write_full if path.name == name else write)
 
   workdir = adam.folder / folder
   with monkeypatch.context() as patch:

@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -141,6 +142,26 @@ def test_without_settings_there_is_nothing_to_resume(tmp_path, text):
     check_settings(Config(), tmp_path)
 
 
+def _as_on_windows(fcntl):
+  """What stands in for `msvcrt`, whose locks end with the process, too."""
+
+  def locking(file, mode, length):
+    assert (mode, length) == ('now', 1)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+  return types.SimpleNamespace(LK_NBLCK='now', locking=locking)
+
+
+@pytest.fixture(params=['fcntl', 'msvcrt'])
+def system(request, monkeypatch):
+  if request.param == 'msvcrt':
+    import fcntl
+
+    monkeypatch.setitem(sys.modules, 'msvcrt', _as_on_windows(fcntl))
+    monkeypatch.setitem(sys.modules, 'fcntl', None)
+  return request.param
+
+
 _LOCKS = """
 import runpy, sys, time
 resume = runpy.run_path(sys.argv[1])
@@ -167,11 +188,27 @@ def test_a_folder_is_for_one_process(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_free_again_after_an_error(tmp_path):
+def test_a_folder_is_free_again_after_an_error(tmp_path, system):
   for _ in range(2):
     with pytest.raises(ZeroDivisionError), locked(tmp_path):
       raise ZeroDivisionError
-  with locked(tmp_path), pytest.raises(Busy), locked(tmp_path):
-    pass
+  with locked(tmp_path):
+    for _ in range(2):
+      with pytest.raises(Busy), locked(tmp_path):
+        pass
+    names = [path.name for path in tmp_path.iterdir()]
+    assert names == ([] if system == 'fcntl' else ['.unfinished-lock'])
   with locked(tmp_path):
     pass
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_of_a_killed_process_is_no_obstacle(tmp_path, monkeypatch):
+  import fcntl
+
+  (tmp_path / '.unfinished-lock').touch()
+  monkeypatch.setitem(sys.modules, 'msvcrt', _as_on_windows(fcntl))
+  monkeypatch.setitem(sys.modules, 'fcntl', None)
+  with locked(tmp_path), pytest.raises(Busy), locked(tmp_path):
+    pass
+  assert list(tmp_path.iterdir()) == []

@@ -131,6 +131,38 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert record['high'] == kernel.max()
 
 
+_WINDOWS = f"""
+import fcntl, os, signal, subprocess, sys, types
+
+def locking(file, mode, length):
+  fcntl.flock(file, fcntl.LOCK_EX)
+
+sys.modules['msvcrt'] = types.SimpleNamespace(LK_NBLCK=2, locking=locking)
+for name in 'fcntl', 'array_record', 'tensorflow_datasets', 'uvloop':
+  sys.modules[name] = None
+del os.sched_getaffinity, os.set_blocking, signal.SIGKILL
+sys.path.insert(0, {str(_ROOT)!r})
+import train
+train.app.run(train.main, flags_parser=train.parse_flags)
+"""
+
+
+@pytest.mark.slow
+def test_the_embedded_digits_train_without_what_windows_lacks(tmp_path):
+  """In a process of its own, which compiles: 10 s."""
+  done = subprocess.run(
+    [sys.executable, '-c', _WINDOWS, '--epochs=1', '--train_size=64', '--l1=0'],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  (workdir,) = (tmp_path / 'runs').iterdir()
+  names = {path.name for path in workdir.iterdir()}
+  assert {'results.csv', 'members', 'front.png', 'checkpoints'} <= names
+  assert not [name for name in names if name.startswith(UNFINISHED)]
+
+
 @pytest.mark.slow
 def test_multiobjective_members_find_their_weights(call, tmp_path):
   code, out, err = call('--optimizer=madam', '--epochs=1', '--workdir=run')

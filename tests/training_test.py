@@ -18,6 +18,8 @@ from mopt.training import Dataset
 from mopt.training import epoch as epoch_lib
 from mopt.training import evaluation as evaluation_lib
 from mopt.training import load_dataset
+from mopt.training import run
+from mopt.training import search
 from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
 from mopt.training.batches import steps_per_epoch
@@ -28,6 +30,7 @@ from mopt.training.epoch import make_program
 from mopt.training.epoch import Metrics
 from mopt.training.epoch import must_stream
 from mopt.training.layout import make_layout
+from tests.networks import Convolutional
 from tests.networks import Dropping
 from tests.networks import Normed
 from tests.networks import Tiny
@@ -264,6 +267,63 @@ def test_a_network_that_cannot_take_the_pictures_is_refused():
   data = Dataset('tiny', 10, tiny, tiny, tiny, 0.0, 255.0)
   with pytest.raises(ValueError, match=r'lenet5 needs images .* 10 x 10'):
     check_fit(_config(), models.create('lenet5'), data)
+
+
+@pytest.mark.parametrize('optimizer', ['adam', 'madam'])
+@pytest.mark.parametrize('in_both', [False, True])
+def test_a_network_without_convolutions_has_no_l2_of_them(
+  digits, optimizer, in_both
+):
+  config = _optimizer_config(optimizer, conv_l2=1e3, conv_l2_in_both=in_both)
+  data = digits._replace(train=_take(digits.train, 64))
+  check_fit(config, Dropping(0.0), data)
+  program, state, metrics = _epochs(config, data, model=Dropping(0.0))
+  # Objectives are means over two batches of one size, as is that of the error.
+  np.testing.assert_allclose(metrics.objective_1, metrics.ce, rtol=1e-6)
+  # As it is after them, and not 1000 times any square.
+  norm = program.complexity(state).l1_norm
+  np.testing.assert_allclose(metrics.objective_2, norm, rtol=0.2)
+
+
+def test_a_network_without_dense_layers_is_refused(digits):
+  with pytest.raises(ValueError) as error:
+    check_fit(_config(), Convolutional(), digits)
+  assert str(error.value) == (
+    'model: expected a dense layer, a leaf named kernel with two axes, to '
+    'penalise, prune and count the weights of; its leaves are conv1/bias, '
+    'conv1/kernel, conv2/bias, conv2/kernel.'
+  )
+
+
+@pytest.mark.parametrize('job', [run, search])
+@pytest.mark.parametrize('kind', ['labels', 'logits', 'nothing to select on'])
+def test_data_that_do_not_fit_are_refused_before_anything_is_written(
+  digits, tmp_path, job, kind
+):
+  data = digits
+  if kind == 'labels':
+    hidden = np.full_like(data.test.labels, -1)
+    data = data._replace(test=data.test._replace(labels=hidden))
+    message = (
+      r'dataset=mnist5k: expected labels 0 to 9 in the split test, got -1'
+    )
+  elif kind == 'logits':
+    data = data._replace(num_classes=11)
+    message = (
+      r'dataset=mnist5k: expected logits \[batch, 11\] for as many classes, '
+      r'got shape \(1, 10\) for one picture\.'
+    )
+  else:
+    data = data._replace(test=_take(data.test, 0))
+    message = 'select_on=test: expected examples in the split test of mnist5k'
+  config = _config(
+    l1=None if job is search else (0.0,),
+    search='grid' if job is search else 'none',
+    select_on='test' if kind == 'nothing to select on' else 'val',
+  )
+  with pytest.raises(ValueError, match=message):
+    job(config, Tiny(), data, tmp_path)
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('scalarization', ['penalty', 'convex'])

@@ -58,6 +58,66 @@ class DataError(ValueError):
   """The data cannot be had; the message says what to do."""
 
 
+def check_data(data: Dataset) -> None:
+  """Raises unless all splits hold what training and scoring take for granted.
+
+  Raises:
+    ValueError: with one line that names the split, what was found and what is
+      expected: labels are integers from 0 to `num_classes - 1`, one for each
+      picture; pictures are uint8, `[n, height, width, channels]`, of one size;
+      the mean is finite, and the standard deviation positive, too.
+  """
+  wanted = f'dataset={data.name}: expected'
+  if data.num_classes < 2:
+    raise ValueError(f'{wanted} at least 2 classes, got {data.num_classes}.')
+  size = data.train.images.shape[1:]
+  for name in ('train', 'val', 'test'):
+    images, labels = getattr(data, name)
+    for array in (images, labels):
+      if not isinstance(array, (np.ndarray, jax.Array)):
+        raise ValueError(
+          f'{wanted} arrays of NumPy or JAX in the split {name}, got '
+          f'{type(array).__name__}.'
+        )
+    if images.dtype != np.uint8:
+      raise ValueError(
+        f'{wanted} pixels of 0..255 in uint8 in the split {name}, got '
+        f'{images.dtype}.'
+      )
+    if images.ndim != 4 or not all(size) or images.shape[1:] != size:
+      raise ValueError(
+        f'{wanted} pictures [n, height, width, channels] in the split {name}, '
+        f'of the size of those in train, got shape {images.shape}.'
+      )
+    if not np.issubdtype(labels.dtype, np.integer):
+      raise ValueError(
+        f'{wanted} integers as labels of the split {name}, got {labels.dtype}.'
+      )
+    if labels.shape != images.shape[:1]:
+      raise ValueError(
+        f'{wanted} a label for each of the {len(images)} pictures of the split '
+        f'{name}, got shape {labels.shape}.'
+      )
+    if not len(labels):
+      continue
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= data.num_classes:
+      hidden = ' (are they hidden?)' if least == most == -1 else ''
+      raise ValueError(
+        f'{wanted} labels 0 to {data.num_classes - 1} in the split {name}, got '
+        f'{least} to {most}{hidden}.'
+      )
+  # In float32, as `normalise` computes.
+  limits = np.finfo(np.float32)
+  least, most = float(limits.tiny), float(limits.max)
+  is_scale = data.std > 0 and least <= 1 / data.std <= most
+  if not (abs(data.mean) <= most and is_scale):
+    raise ValueError(
+      f'{wanted} a finite mean and a positive, finite standard deviation, got '
+      f'{data.mean} and {data.std}.'
+    )
+
+
 def normalise(
   images: jax.typing.ArrayLike, mean: float, std: float
 ) -> jax.Array:
@@ -109,7 +169,7 @@ def load_dataset(
   Raises:
     DataError: if the data is not there, or holds no pictures with labels.
     ValueError: if `val_size` leaves nothing to train on, or less than
-      `train_size`.
+      `train_size`; see `check_data` for what else is wrong.
   """
   if name == EMBEDDED:
     images, labels = _cached(name, _read_mnist5k)
@@ -119,6 +179,8 @@ def load_dataset(
   else:
     arrays = _cached(name, lambda: _read_tfds(name, data_dir))
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
+  # Of all examples: those that are left below may lack a class.
+  num_classes = int(max(train.labels.max(), test.labels.max())) + 1
   if val_size is None:
     val_size = _DEFAULT_VAL_SIZE.get(name, 0)
   if not 0 <= val_size < len(train.labels):
@@ -141,8 +203,9 @@ def load_dataset(
     mean, std = 0.0, 255.0
   else:
     mean, std = _moments(np.asarray(train.images))
-  num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-  return Dataset(name, num_classes, train, val, test, mean, std)
+  data = Dataset(name, num_classes, train, val, test, mean, std)
+  check_data(data)
+  return data
 
 
 def _stratified(labels: np.ndarray, size: int) -> np.ndarray:
@@ -184,6 +247,11 @@ def _read_mnist5k() -> list[np.ndarray]:
 
 
 def _read_tfds(name: str, data_dir: str | None) -> list[np.ndarray]:
+  if importlib.util.find_spec('array_record') is None:
+    raise DataError(
+      f'dataset={name}: expected array_record, which reads the sets of TFDS '
+      f'(it has no wheel for Windows); without it: --dataset={EMBEDDED}.'
+    )
   advice = (
     f'expected {name} prepared in --data_dir={data_dir or "(unset)"}; '
     "to prepare it: pip install -e '.[tfds]' and a network; "
@@ -281,13 +349,14 @@ def _cached(
   arrays = read()
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-      try:
+    number, part = tempfile.mkstemp(dir=path.parent)
+    try:
+      with open(number, 'wb') as file:
         np.savez(file, *arrays)
-      except BaseException:
-        os.unlink(file.name)
-        raise
-    os.replace(file.name, path)
+    except BaseException:
+      os.unlink(part)  # It is closed, or Windows would not.
+      raise
+    os.replace(part, path)
   except OSError:
     pass  # a read-only home: slower the next time, and no reason to stop
   return arrays

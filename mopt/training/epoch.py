@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 import mopt
+from mopt.masks import path_name
 from mopt.training import optimizer as optimizer_lib
 from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
@@ -27,6 +28,7 @@ from mopt.training.batches import spread
 from mopt.training.batches import steps_per_epoch
 from mopt.training.batches import stream
 from mopt.training.config import Config
+from mopt.training.data import check_data
 from mopt.training.data import Dataset
 from mopt.training.data import normalise
 from mopt.training.data import Split
@@ -99,15 +101,38 @@ class Program(NamedTuple):
 
 
 def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
-  """Raises unless batches, network and pictures go together, at no cost.
+  """Raises unless batches, network and data go together, at no cost.
 
   Raises:
-    ValueError: for a batch larger than the data, or pictures that the network
-      cannot take.
+    ValueError: for data that `mopt.training.data.check_data` refuses, a batch
+      larger than the data, pictures that the network cannot take, logits of
+      another number than there are classes, a network without a dense layer,
+      whose complexity would be 0, or no example to select on.
   """
+  check_data(data)
   steps_per_epoch(config, len(data.train.labels))
   image = jax.ShapeDtypeStruct((1, *data.train.images.shape[1:]), jnp.float32)
-  jax.eval_shape(model.init, jax.random.key(0), image)
+  logits, variables = jax.eval_shape(
+    model.init_with_output, jax.random.key(0), image
+  )
+  if logits.shape != (1, data.num_classes):
+    raise ValueError(
+      f'dataset={data.name}: expected logits [batch, {data.num_classes}] for '
+      f'as many classes, got shape {logits.shape} for one picture.'
+    )
+  params = variables.get('params', {})
+  if not any(jax.tree.leaves(mopt.dense_kernels(params))):
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    names = ', '.join(path_name(path) for path, _ in paths) or 'none'
+    raise ValueError(
+      'model: expected a dense layer, a leaf named kernel with two axes, to '
+      f'penalise, prune and count the weights of; its leaves are {names}.'
+    )
+  if config.select_on == 'test' and not len(data.test.labels):
+    raise ValueError(
+      f'select_on=test: expected examples in the split test of {data.name}, '
+      'got none.'
+    )
 
 
 def must_stream(
@@ -203,8 +228,9 @@ def make_program(
   @jax.jit
   @layout.over_members
   def complexity(params):
-    nonzeros = mopt.count_nonzero(params, mopt.dense_kernels)
-    return Complexity(nonzeros, mopt.l1_norm(params, mopt.dense_kernels))
+    mask = mopt.dense_kernels(params)
+    nonzeros = mopt.count_nonzero(params, mask)
+    return Complexity(nonzeros, mopt.l1_norm(params, mask))
 
   @jax.jit
   def draw(number):
@@ -348,7 +374,7 @@ def _step(
     return mean + conv_penalty(params), (model_state, ce, correct)
 
   def complexity(params):
-    norm = mopt.l1_norm(params, mopt.dense_kernels)
+    norm = mopt.l1_norm(params, mopt.dense_kernels(params))
     return norm + conv_penalty(params) if config.conv_l2_in_both else norm
 
   grad_fn = mopt.value_and_stacked_grad(

@@ -77,4 +77,4 @@ def prune(config: Config, params: PyTree) -> PyTree:
   """
   if config.prune == 'none':
     return params
-  return mopt.prune(params, config.threshold, mopt.dense_kernels)
+  return mopt.prune(params, config.threshold, mopt.dense_kernels(params))

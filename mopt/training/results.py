@@ -248,14 +248,13 @@ def append_jsonl(
 def _replace(path: str | os.PathLike, write) -> None:
   """Writes a file under another name and then moves it into place."""
   path = pathlib.Path(path)
-  with tempfile.NamedTemporaryFile(
-    dir=path.parent, prefix=UNFINISHED, delete=False
-  ) as file:
-    try:
+  number, name = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED)
+  try:
+    with open(number, 'wb') as file:
       write(file)
       file.flush()  # Here a full disk may show.
-    except BaseException:
-      os.unlink(file.name)
-      raise
-  os.chmod(file.name, 0o644)
-  os.replace(file.name, path)
+  except BaseException:
+    os.unlink(name)  # It is closed, or Windows would not.
+    raise
+  os.chmod(name, 0o644)
+  os.replace(name, path)

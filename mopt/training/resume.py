@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import fcntl
+import importlib
 import json
 import os
 import pathlib
+from typing import Any
 
 from mopt.training.config import Config
+from mopt.training.results import UNFINISHED
 
 # What may be otherwise than when a run began: it changes no result but by
 # rounding.
@@ -66,18 +68,38 @@ def _as_json(value):
 def locked(workdir: str | os.PathLike) -> Iterator[None]:
   """Keeps a folder for one process, until it ends, however it does.
 
+  On Windows, where a folder cannot be locked, a file in it is: it counts as
+  unfinished, and is gone at the end.
+
   Raises:
     Busy: if another process has it.
   """
-  folder = os.open(workdir, os.O_RDONLY)
   try:
-    try:
-      fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise Busy(
-        f'workdir={workdir}: expected a folder that no other process is '
-        'training in.'
-      ) from error
+    import fcntl
+  except ImportError:
+    # Not tried on Windows itself. Its module is looked up by name since type
+    # checkers know it there only.
+    msvcrt: Any = importlib.import_module('msvcrt')
+    path = pathlib.Path(workdir) / f'{UNFINISHED}lock'
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    lock = lambda: msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+  else:
+    path = None
+    file = os.open(workdir, os.O_RDONLY)
+    lock = lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  try:
+    lock()
+  except OSError as error:
+    os.close(file)
+    raise Busy(
+      f'workdir={workdir}: expected a folder that no other process is '
+      'training in.'
+    ) from error
+  try:
     yield
   finally:
-    os.close(folder)
+    os.close(file)
+    if path is not None:
+      # Unless another process has it open by now.
+      with contextlib.suppress(OSError):
+        path.unlink()

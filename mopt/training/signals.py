@@ -5,6 +5,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 
@@ -23,12 +24,13 @@ def stop_on_signals(grace: float = _GRACE) -> Iterator[Callable[[], bool]]:
   is a second one, the process exits at once with `EXIT_CODE`: all that is lost
   is what no checkpoint has.
   """
-  reading, writing = os.pipe()
-  os.set_blocking(writing, False)
+  # Sockets, for Windows can wait for no pipe.
+  reading, writing = socket.socketpair()
+  writing.setblocking(False)
   asked, left = threading.Event(), threading.Event()
 
   def watch():
-    if not os.read(reading, 1) or left.is_set():
+    if not reading.recv(1) or left.is_set():
       return
     asked.set()
     print(
@@ -45,7 +47,7 @@ def stop_on_signals(grace: float = _GRACE) -> Iterator[Callable[[], bool]]:
 
   numbers = (signal.SIGTERM, signal.SIGINT)
   before = [signal.signal(n, lambda *_: None) for n in numbers]
-  wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+  wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
   thread = threading.Thread(target=watch, daemon=True)
   thread.start()
   try:
@@ -55,7 +57,7 @@ def stop_on_signals(grace: float = _GRACE) -> Iterator[Callable[[], bool]]:
     signal.set_wakeup_fd(wakeup)
     for number, handler in zip(numbers, before):
       signal.signal(number, handler)
-    os.write(writing, b'\0')
+    writing.send(b'\0')
     thread.join()
-    os.close(reading)
-    os.close(writing)
+    reading.close()
+    writing.close()
