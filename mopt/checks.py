@@ -37,10 +37,12 @@ def check_integer(name: str, value: Any, least: int) -> int:
 def known_numbers(name: str, value: Any) -> np.ndarray | None:
   """Real numbers as float64, `None` if they are traced.
 
+  What is not traced can be looked at, within a traced function too.
+
   Raises:
     ValueError: for what is no real number, nor an array of them.
   """
-  if isinstance(value, jax.core.Tracer):
+  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
     return None
   try:
     # An integer of any size.
@@ -51,3 +53,9 @@ def known_numbers(name: str, value: Any) -> np.ndarray | None:
   except (TypeError, ValueError, OverflowError):
     pass  # as below
   raise ValueError(f'{name} must be a number, got {value!r}.')
+
+
+def is_finite(known: np.ndarray) -> np.ndarray:
+  """Whether what is known is finite in JAX, where floats have 32 bits too."""
+  with np.errstate(over='ignore'):
+    return np.isfinite(known.astype(jnp.result_type(float)))

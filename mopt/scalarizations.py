@@ -53,9 +53,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mopt.checks import is_finite
+from mopt.checks import known_numbers
 from mopt.weightings import check_weights
-from mopt.weightings import is_finite
-from mopt.weightings import known_values
 
 
 def chebyshev(
@@ -116,7 +116,7 @@ def chebyshev(
   weights = _check_shape('weights', weights, values.shape, values.dtype)
   distances = values
   if ideal is not None:
-    known = known_values(ideal)
+    known = known_numbers('ideal', ideal)
     if known is not None and not is_finite(known).all():
       raise ValueError(f'ideal must be finite, got {known.tolist()}.')
     distances = values - _check_shape(
@@ -187,7 +187,7 @@ def epsilon_constraint(
     <https://doi.org/10.1287/mnsc.13.5.344>`_, 1967.
   """
   values = _check_values(values)
-  known = known_values(bounds)
+  known = known_numbers('bounds', bounds)
   if known is not None and not (is_finite(known) | (known == np.inf)).all():
     raise ValueError(f'bounds must be numbers or inf, got {known.tolist()}.')
   bounds = _check_shape('bounds', bounds, (len(values) - 1,), values.dtype)
@@ -222,7 +222,7 @@ def _check_factor(
   name: str, factor: jax.typing.ArrayLike, dtype: Any
 ) -> jax.Array:
   """As a scalar, non-negative and finite where it is known."""
-  known = known_values(factor)
+  known = known_numbers(name, factor)
   if known is not None and not (is_finite(known) & (known >= 0)).all():
     raise ValueError(f'{name} must be finite and non-negative, got {known}.')
   factor = jnp.asarray(factor, dtype)

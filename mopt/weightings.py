@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mopt.checks import is_finite
+from mopt.checks import known_numbers
+
 # Gramian [m, m] -> weights [m].
 Weighting = Callable[[jax.Array], jax.Array]
 
@@ -41,7 +44,8 @@ def fixed_weights(weights: jax.typing.ArrayLike) -> Weighting:
     Reiners et al., 2020, equations (2) and (7).
   """
   check_weights(weights)
-  values = jnp.asarray(weights, jnp.float32)
+  values = jnp.asarray(weights)
+  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
   def weighting(gramian: jax.Array) -> jax.Array:
     shape = np.shape(gramian)
@@ -57,7 +61,7 @@ def fixed_weights(weights: jax.typing.ArrayLike) -> Weighting:
 
 def check_weights(weights: jax.typing.ArrayLike) -> None:
   """Raises unless weights are `[m]`, m >= 2, non-negative and finite."""
-  known = known_values(weights)
+  known = known_numbers('weights', weights)
   if known is not None and not (is_finite(known) & (known >= 0)).all():
     raise ValueError(
       f'weights must be finite and non-negative, got {known.tolist()}.'
@@ -65,19 +69,3 @@ def check_weights(weights: jax.typing.ArrayLike) -> None:
   shape = jnp.asarray(weights).shape
   if len(shape) != 1 or shape[0] < 2:
     raise ValueError(f'weights must be [m] with m >= 2, got shape {shape}.')
-
-
-def known_values(array: jax.typing.ArrayLike) -> np.ndarray | None:
-  """An array as float64, or `None` if it is traced.
-
-  What is not traced can be looked at, within a traced function too.
-  """
-  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(array)):
-    return None
-  return np.asarray(array, np.float64)
-
-
-def is_finite(known: np.ndarray) -> np.ndarray:
-  """Whether what is known is finite in JAX, where floats have 32 bits too."""
-  with np.errstate(over='ignore'):
-    return np.isfinite(known.astype(jnp.result_type(float)))

@@ -210,6 +210,13 @@ def test_moments_of_half_precision_are_float32():
     np.testing.assert_allclose(nu, np.full((2, 3), 1 - 0.999**count), rtol=1e-5)
 
 
+def test_fixed_weights_of_float64_keep_their_digits():
+  with jax.enable_x64(True):
+    assert mopt.fixed_weights((1.0, 3e-4))(jnp.eye(2))[1] == 3e-4
+    single = mopt.fixed_weights(jnp.array([1.0, 3e-4], jnp.float32))
+    assert single(jnp.eye(2)).dtype == jnp.float32
+
+
 @pytest.mark.parametrize('m', [2, 3])
 def test_an_update_can_be_differentiated(m):
   # By what the gradients depend on, as in meta-learning.
