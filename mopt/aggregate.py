@@ -68,7 +68,7 @@ def aggregate(
         return jax.tree.map(lambda x: x.mean(axis=0), (values, grads))
 
   * `optax.inject_hyperparams` takes every callable for a schedule: name the
-    others, `static_args=('weighting', 'num_objectives')`.
+    others, `static_args=('weighting', 'num_objectives', 'mask')`.
 
   A gradient that is not finite makes the min-norm weights, and so the whole
   update, NaN. `optax.apply_if_finite` fails around a chain that begins with

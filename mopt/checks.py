@@ -8,6 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Of a weighting that is called with a number.
+INJECTED = (
+  ' Optax takes a weighting for a schedule under optax.inject_hyperparams: add '
+  "'weighting' to static_args."
+)
+
 
 def check_integer(name: str, value: Any, least: int) -> int:
   """An integer >= `least`, as one of Python.

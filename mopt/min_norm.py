@@ -14,8 +14,10 @@ import numpy as np
 
 from mopt import pairs
 from mopt import quadratic_program
+from mopt.checks import INJECTED
 from mopt.masks import Mask
 from mopt.masks import masked_leaves
+from mopt.masks import resolve_mask
 
 PyTree = Any
 
@@ -62,10 +64,8 @@ def gramian(stacked: PyTree, mask: Mask = None) -> jax.Array:
 
 def gramian_of(stacked: PyTree, mask: Mask, m: int) -> jax.Array:
   """`gramian` of m gradients that have been checked; 0 if there is no leaf."""
-  if mask is not None and callable(mask):
-    mask = mask(
-      jax.eval_shape(lambda t: jax.tree.map(lambda x: x[0], t), stacked)
-    )
+  unstacked = lambda tree: jax.tree.map(lambda x: x[0], tree)
+  mask = resolve_mask(mask, jax.eval_shape(unstacked, stacked))
   total = jnp.zeros((m, m), jnp.float32)
   for _, leaf in masked_leaves(mask, stacked):
     leaf = jnp.asarray(leaf)
@@ -231,7 +231,10 @@ def _check_gramian(gramian: jax.Array) -> jax.Array:
   gramian = jnp.asarray(gramian)
   gramian = gramian.astype(jnp.promote_types(gramian.dtype, jnp.float32))
   if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
-    raise ValueError(f'gramian must be [m, m], got shape {gramian.shape}.')
+    hint = '' if gramian.ndim else INJECTED
+    raise ValueError(
+      f'gramian must be [m, m], got shape {gramian.shape}.{hint}'
+    )
   if gramian.shape[0] < 2:
     raise ValueError(
       f'gramian must have m >= 2 objectives, got m = {gramian.shape[0]}.'

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mopt.checks import INJECTED
 from mopt.checks import is_finite
 from mopt.checks import known_numbers
 
@@ -52,7 +53,7 @@ def fixed_weights(weights: jax.typing.ArrayLike) -> Weighting:
     if shape != 2 * values.shape:
       raise ValueError(
         f'{len(values)} weights need a Gramian {2 * values.shape}, got shape '
-        f'{shape}.'
+        f'{shape}.{"" if shape else INJECTED}'
       )
     return values
 

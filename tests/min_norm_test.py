@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import optimize
 
@@ -214,6 +215,22 @@ def test_gramian_holds_the_norms_that_it_promises():
 def test_gramian_refuses_leaves_without_a_common_leading_axis(stacked):
   with pytest.raises(ValueError, match='one m'):
     mopt.gramian(stacked)
+
+
+def test_a_mask_of_the_gramian_that_selects_nothing_is_refused():
+  stacked = stacked_gradients()
+  with pytest.raises(ValueError, match='b/1'):
+    mopt.gramian(stacked, mopt.conv_kernels)
+  np.testing.assert_array_equal(mopt.gramian(stacked, False), np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize(
+  'weighting', [mopt.min_norm_weights, mopt.fixed_weights((1, 2))]
+)
+def test_a_weighting_that_is_taken_for_a_schedule_says_what_to_do(weighting):
+  tx = optax.inject_hyperparams(mopt.madam)(1e-3, weighting=weighting)
+  with pytest.raises(ValueError, match=r"add 'weighting' to static_args"):
+    tx.init({'w': jnp.ones(2)})
 
 
 # -- Exactness ----------------------------------------------------------------
