@@ -288,6 +288,22 @@ def test_four_devices_equal_one(name, four_devices):
   assert_finite_and_moved(one[0], params)
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+@pytest.mark.parametrize('m', [2, 3, 9])
+def test_products_are_of_the_highest_precision(monkeypatch, platform, m):
+  # By default GPUs round products of matrices to TF32, TPUs to bfloat16.
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  tx = make('madam', m=m)
+  params = {'kernel': jnp.ones((64, 32)), 'bias': jnp.ones(32)}
+  grads = make_grads(params, m)
+  with jax.default_matmul_precision('default'):
+    jaxpr = str(jax.make_jaxpr(tx.update)(grads, tx.init(params), params))
+  products = jaxpr.count('dot_general[')
+  assert products == jaxpr.count('HIGHEST') / 2
+  # Where there are none the products of elements are summed.
+  assert (products > 0) == (platform == 'cpu' or m > 3)
+
+
 # -- Sharded parameters --------------------------------------------------------
 
 SPECS = {

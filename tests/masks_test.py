@@ -160,7 +160,9 @@ def test_the_first_five_paths_are_named_and_the_others_counted():
 
 @pytest.mark.parametrize('tree', [{}, [], None, {'a': {}, 'b': ()}])
 @pytest.mark.parametrize(
-  'mask', [None, True, False, *NONE_CHOSEN.values()], ids=str
+  'mask',
+  [None, True, False, *NONE_CHOSEN.values()],
+  ids=['None', 'True', 'False', *NONE_CHOSEN],
 )
 def test_a_tree_without_leaves_is_nothing_in_peace(tree, mask):
   assert float(mopt.l1_norm(tree, mask)) == 0.0
