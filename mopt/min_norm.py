@@ -64,8 +64,9 @@ def gramian(stacked: PyTree, mask: Mask = None) -> jax.Array:
 
 def gramian_of(stacked: PyTree, mask: Mask, m: int) -> jax.Array:
   """`gramian` of m gradients that have been checked; 0 if there is no leaf."""
-  unstacked = lambda tree: jax.tree.map(lambda x: x[0], tree)
-  mask = resolve_mask(mask, jax.eval_shape(unstacked, stacked))
+  if callable(mask):
+    unstacked = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    mask = resolve_mask(mask, jax.eval_shape(unstacked, stacked))
   total = jnp.zeros((m, m), jnp.float32)
   for _, leaf in masked_leaves(mask, stacked):
     leaf = jnp.asarray(leaf)
