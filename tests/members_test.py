@@ -16,6 +16,7 @@ from benchmarks import faults
 import mopt
 from mopt.training import Config
 from mopt.training import epoch as epoch_lib
+from mopt.training import files
 from mopt.training import load
 from mopt.training import load_dataset
 from mopt.training import members as members_lib
@@ -282,9 +283,7 @@ def test_what_a_killed_end_has_left_is_replaced(adam):
   (workdir / 'results.csv').unlink()
   for path in list((workdir / 'members').iterdir())[:2]:
     path.write_bytes(path.read_bytes()[:100])
-  (workdir / 'members' / f'{results.UNFINISHED}1234').write_text(
-    'half a network'
-  )
+  (workdir / 'members' / f'{files.UNFINISHED}1234').write_text('half a network')
   rows, output = adam.go('end')
   assert rows == adam.rows
   assert 'going on after epoch 6' in output
@@ -349,7 +348,7 @@ def test_without_a_whole_checkpoint_nothing_is_touched(adam):
 
 
 def test_a_log_that_cannot_be_written_leaves_what_can_go_on(adam, monkeypatch):
-  append = results.append_jsonl
+  append = files.append_jsonl
 
   def fill_disk(path, records):
     if records[0]['epoch'] == 4:
@@ -358,7 +357,7 @@ def test_a_log_that_cannot_be_written_leaves_what_can_go_on(adam, monkeypatch):
     append(path, records)
 
   with monkeypatch.context() as patch:
-    patch.setattr(results, 'append_jsonl', fill_disk)
+    patch.setattr(files, 'append_jsonl', fill_disk)
     with pytest.raises(OSError, match='No space'):
       adam.go('full')
   assert _epochs_done(adam.folder / 'full') == 3
@@ -371,7 +370,7 @@ def test_a_result_that_cannot_be_written_is_not_there(adam, monkeypatch, name):
   """As a disk fills up: what is buffered fails when it is flushed."""
   folder = 'full_' + name
   adam.go(folder, (5,))
-  replace = results._replace
+  replace = files.replace
 
   def fill_disk(path, write):
     def write_full(file):
@@ -382,11 +381,11 @@ def test_a_result_that_cannot_be_written_is_not_there(adam, monkeypatch, name):
 
   workdir = adam.folder / folder
   with monkeypatch.context() as patch:
-    patch.setattr(results, '_replace', fill_disk)
+    patch.setattr(files, 'replace', fill_disk)
     with pytest.raises(OSError, match='No space'):
       adam.go(folder)
   assert not list(workdir.rglob(name))
-  assert not list(workdir.rglob(f'{results.UNFINISHED}*'))
+  assert not list(workdir.rglob(f'{files.UNFINISHED}*'))
   adam.go(folder)
   _assert_same(adam, folder)
 
@@ -429,7 +428,7 @@ _STATUS = {
 def test_a_member_that_fails_says_where(poisoned):
   for row in poisoned.rows:
     assert row['status'] == _STATUS[row['l1']]
-  rows = results.read_csv(poisoned.folder / 'whole' / 'results.csv')
+  rows = files.read_csv(poisoned.folder / 'whole' / 'results.csv')
   assert [row['status'] for row in rows] == list(_STATUS.values()) * 2
   with (poisoned.folder / 'whole' / 'results.csv').open() as file:
     assert next(csv.reader(file))[-3:] == ['status', 'pareto', 'knee']

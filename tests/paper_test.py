@@ -16,6 +16,7 @@ from benchmarks.paper import plan
 from benchmarks.paper import searches
 from benchmarks.paper import tables
 import models
+from mopt.training import files
 from mopt.training import results as training_results
 from mopt.training.config import Config
 import train
@@ -75,7 +76,7 @@ def _leave_files(config, workdir):
   device = 'NVIDIA H100 80GB HBM3' if config.model == 'vgg' else 'cpu'
   about['environment'] = {'jax': '0', 'devices': [device]}
   about['seconds'] = 1.5
-  training_results.write_json(workdir / 'config.json', about)
+  files.write_json(workdir / 'config.json', about)
   if config.is_search:
     _leave_search(config, workdir)
     return
@@ -88,10 +89,10 @@ def _leave_files(config, workdir):
     for l1 in config.l1_values
   ]
   training_results.mark_front(rows, 'train')
-  training_results.write_csv(workdir / 'results.csv', rows)
+  files.write_csv(workdir / 'results.csv', rows)
   for epoch in range(1, config.epochs + 1):
     records = [_made_up_epoch(epoch, row, config) for row in rows]
-    training_results.append_jsonl(workdir / 'metrics.jsonl', records)
+    files.append_jsonl(workdir / 'metrics.jsonl', records)
   random = np.random.default_rng(0)
   for when, epoch in (('initial', 0), ('epoch', 5), ('final', config.epochs)):
     records = [
@@ -101,7 +102,7 @@ def _leave_files(config, workdir):
       for row in rows
       for layer in layers
     ]
-    training_results.append_jsonl(workdir / 'histograms.jsonl', records)
+    files.append_jsonl(workdir / 'histograms.jsonl', records)
 
 
 def _leave_search(config, workdir):
@@ -111,12 +112,12 @@ def _leave_search(config, workdir):
     for level, l1 in enumerate(np.geomspace(high, low, config.max_runs), 1)
   ]
   training_results.mark_front(rows, 'val')
-  training_results.write_csv(workdir / 'results.csv', rows)
+  files.write_csv(workdir / 'results.csv', rows)
   for row in rows:
     if row['knee']:
       folder = workdir / f'knee_l1_{row["l1"]:g}'
       folder.mkdir()
-      training_results.write_csv(folder / 'results.csv', [row])
+      files.write_csv(folder / 'results.csv', [row])
 
 
 def _made_up_row(l1, seed, layers):
@@ -558,7 +559,7 @@ def test_float32_accuracies_reach_their_decimal(trainer, places):
   def call(command):
     trainer(command)
     workdir = places.work / 'table2c_seed0'
-    training_results.write_csv(workdir / 'results.csv', [row])
+    files.write_csv(workdir / 'results.csv', [row])
     return 0
 
   pieces.train(_piece('table2c', 0), places, call=call)

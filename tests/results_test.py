@@ -1,5 +1,6 @@
 """Files of a run: networks that load without pickle, tables, the front."""
 
+import csv
 import importlib
 import io
 import json
@@ -23,8 +24,10 @@ import models
 from mopt import NonzeroCount
 from mopt.training import Config
 from mopt.training import Dataset
+from mopt.training import files
 from mopt.training import load
 from mopt.training import Network
+from mopt.training import network
 from mopt.training import results
 from mopt.training.data import Split
 from mopt.training.epoch import Complexity
@@ -84,7 +87,7 @@ def _normed():
 
 def test_a_network_comes_back_as_it_was(tmp_path):
   path = tmp_path / 'net.npz'
-  results.save(path, _network())
+  network.save(path, _network())
   loaded = load(path)
   chex.assert_trees_all_equal(loaded.params, _network().params)
   assert loaded._replace(variables={}) == _network()._replace(variables={})
@@ -107,7 +110,7 @@ class _Evil:
 
 def test_a_pickle_inside_is_refused_and_not_run(tmp_path):
   path = tmp_path / 'evil.npz'
-  results.save(path, _network())
+  network.save(path, _network())
   about = np.array(json.dumps({}))
   np.savez(path, about=about, **{'params/x': np.array([_Evil()], object)})
   with pytest.raises(ValueError, match=r'evil.npz: expected a network'):
@@ -120,7 +123,7 @@ def test_a_pickle_inside_is_refused_and_not_run(tmp_path):
 )
 def test_a_damaged_or_foreign_file_is_refused(tmp_path, damage):
   path = tmp_path / 'net.npz'
-  results.save(path, _network())
+  network.save(path, _network())
   content = bytearray(path.read_bytes())
   if damage == 'flip':
     with zipfile.ZipFile(path) as archive:
@@ -148,7 +151,7 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path, damage):
 
 def test_a_file_is_refused_wherever_a_bit_has_flipped(tmp_path):
   path = tmp_path / 'net.npz'
-  results.save(path, _normed())
+  network.save(path, _normed())
   content = path.read_bytes()
   # What follows are names and sizes once more.
   with zipfile.ZipFile(path) as archive:
@@ -212,36 +215,44 @@ def test_a_front_without_members_has_no_knee():
 
 def test_csv_keeps_full_precision_and_empty_cells(tmp_path):
   row = _row(None, 5, 1 / 3) | {'ce_val': float('nan')}
-  results.write_csv(tmp_path / 'results.csv', [row, _row(3e-4, 7, 0.5)])
+  files.write_csv(tmp_path / 'results.csv', [row, _row(3e-4, 7, 0.5)])
   text = (tmp_path / 'results.csv').read_text().splitlines()
   assert text[0] == ','.join(_COLUMNS)
-  first, second = results.read_csv(tmp_path / 'results.csv')
+  first, second = files.read_csv(tmp_path / 'results.csv')
   assert first['l1'] is None
   assert first['ce_val'] is None
   assert first['acc_test'] == 1 / 3
   assert second == _row(3e-4, 7, 0.5)
 
 
+def test_csv_quotes_what_needs_it(tmp_path):
+  row = {'a,b': 'x, "y"', 'line': 'one\ntwo', 'number': 1e-05}
+  files.write_csv(tmp_path / 'table.csv', [row])
+  assert files.read_csv(tmp_path / 'table.csv') == [row]
+  with (tmp_path / 'table.csv').open(newline='') as file:
+    assert list(csv.reader(file))[1] == ['x, "y"', 'one\ntwo', '1e-05']
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'config.json'
-  results.write_json(path, {'a': 1})
+  files.write_json(path, {'a': 1})
   with pytest.raises(TypeError):
-    results.write_json(path, {'a': object()})
+    files.write_json(path, {'a': object()})
 
   def full_disk(*args, **kwargs):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(np, 'savez_compressed', full_disk)
   with pytest.raises(OSError, match='No space left'):
-    results.save(path, _network())
+    network.save(path, _network())
   assert json.loads(path.read_text()) == {'a': 1}
   assert [p.name for p in tmp_path.iterdir()] == ['config.json']
 
 
 def test_jsonl_lines_are_strict_json(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  results.append_jsonl(path, [{'a': 1, 'b': float('nan')}])
-  results.append_jsonl(path, [{'a': 2, 'b': float('inf')}, {'a': 3, 'b': 0.5}])
+  files.append_jsonl(path, [{'a': 1, 'b': float('nan')}])
+  files.append_jsonl(path, [{'a': 2, 'b': float('inf')}, {'a': 3, 'b': 0.5}])
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   assert lines == [{'a': 1, 'b': None}, {'a': 2, 'b': None}, {'a': 3, 'b': 0.5}]
 
@@ -301,7 +312,7 @@ def test_every_search_can_be_drawn(tmp_path, hypervolumes):
 
 
 def test_running_statistics_come_back(tmp_path):
-  results.save(tmp_path / 'net.npz', _normed())
+  network.save(tmp_path / 'net.npz', _normed())
   loaded = load(tmp_path / 'net.npz')
   chex.assert_trees_all_equal(loaded.variables, _normed().variables)
   assert loaded.params is loaded.variables['params']
@@ -309,7 +320,7 @@ def test_running_statistics_come_back(tmp_path):
 
 
 def test_a_network_without_statistics_has_none(tmp_path):
-  results.save(tmp_path / 'net.npz', _network())
+  network.save(tmp_path / 'net.npz', _network())
   assert set(load(tmp_path / 'net.npz').variables) == {'params'}
 
 
@@ -320,7 +331,7 @@ def test_a_vgg_that_is_read_answers_as_before(tmp_path):
     model.init, compiler_options={'xla_backend_optimization_level': 0}
   )(jax.random.key(0), np.zeros(images.shape, np.float32))
   net = Network(dict(variables), 'vgg', 10, (8, 8, 3), 120.0, 64.0)
-  results.save(tmp_path / 'net.npz', net)
+  network.save(tmp_path / 'net.npz', net)
   loaded = load(tmp_path / 'net.npz')
   chex.assert_trees_all_equal(loaded.variables, dict(variables))
   apply = jax.jit(
@@ -346,7 +357,7 @@ def test_a_vgg_that_is_read_answers_as_before(tmp_path):
 )
 def test_an_unexpected_entry_is_refused(tmp_path, entry):
   path = tmp_path / 'net.npz'
-  results.save(path, _normed())
+  network.save(path, _normed())
   with np.load(path) as file:
     arrays = dict(file)
   np.savez(path, **arrays)
@@ -498,5 +509,5 @@ def test_networks_are_small_on_disk(tmp_path):
   net = _network()._replace(
     variables={'params': {'layer1': {'kernel': jnp.asarray(kernel)}}}
   )
-  results.save(tmp_path / 'net.npz', net)
+  network.save(tmp_path / 'net.npz', net)
   assert (tmp_path / 'net.npz').stat().st_size < kernel.nbytes / 50

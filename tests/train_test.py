@@ -17,7 +17,7 @@ from models.lenet import LeNet5
 from models.vgg import VGG
 from mopt.training import load
 from mopt.training.config import Config
-from mopt.training.results import UNFINISHED
+from mopt.training.files import UNFINISHED
 import train
 
 _ROOT = pathlib.Path(__file__).parents[1]

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.paper.plan import Piece
-from mopt.training.results import read_csv
+from mopt.training.files import read_csv
+from mopt.training.files import write_text
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Fig. 5(c) is all that is made of histograms.
@@ -269,6 +270,4 @@ def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
     return brackets[0] + '\n' + ',\n'.join(items) + '\n' + brackets[1]
 
   items = [f'{json.dumps(k)}: {lines(v)}' for k, v in content.items()]
-  part = path.with_suffix('.part')
-  part.write_text('{\n' + ',\n'.join(items) + '\n}\n')
-  os.replace(part, path)
+  write_text(path, '{\n' + ',\n'.join(items) + '\n}\n')

@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mopt.training import files
+
 PyTree = Any
 
 _DIGESTS = 'sha256.json'
@@ -80,9 +82,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
       digests = _digests(self.folder / str(epoch))
       path = self.folder / str(epoch) / _DIGESTS
-      part = path.with_suffix('.part')
-      part.write_text(json.dumps(digests))
-      os.replace(part, path)
+      files.write_text(path, json.dumps(digests))
     except Exception as error:  # For the thread that called.
       self._error = error
 
@@ -205,11 +205,11 @@ def _make_manager(folder: pathlib.Path):
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
-  mine = (_DIGESTS, pathlib.Path(_DIGESTS).with_suffix('.part').name)
+  is_ours = lambda name: name == _DIGESTS or name.startswith(files.UNFINISHED)
   return sorted(
     file
     for file in path.rglob('*')
-    if file.is_file() and not (file.parent == path and file.name in mine)
+    if file.is_file() and not (file.parent == path and is_ours(file.name))
   )
 
 

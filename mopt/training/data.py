@@ -3,8 +3,6 @@
 from collections.abc import Callable
 import importlib.util
 import logging
-import os
-import tempfile
 from typing import NamedTuple
 import zipfile
 import zlib
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mopt.training import caches
+from mopt.training import files
 
 EMBEDDED = 'mnist5k'
 # What is held out for validation unless one says otherwise.
@@ -336,8 +335,7 @@ def _cached(
 ) -> list[np.ndarray]:
   """The arrays of a cache file, which is made anew if missing or damaged.
 
-  A .npz file checks itself: every array in it has a checksum. It is written
-  beside its place and then moved there, so that a killed process leaves none.
+  A .npz file checks itself: every array in it has a checksum.
   """
   path = caches.folder() / f'{name.replace("/", "-")}.npz'
   try:
@@ -349,14 +347,7 @@ def _cached(
   arrays = read()
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    number, part = tempfile.mkstemp(dir=path.parent)
-    try:
-      with open(number, 'wb') as file:
-        np.savez(file, *arrays)
-    except BaseException:
-      os.unlink(part)  # It is closed, or Windows would not.
-      raise
-    os.replace(part, path)
+    files.replace(path, lambda file: np.savez(file, *arrays))
   except OSError:
     pass  # a read-only home: slower the next time, and no reason to stop
   return arrays

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import mopt
 from mopt import search as strategies
+from mopt.training import files
 from mopt.training import results
 from mopt.training.config import Config
 from mopt.training.data import Dataset
@@ -81,7 +82,7 @@ def search(
     check_settings(config, workdir)
     rows, state = _replay(config, workdir, split)
   about = dataclasses.asdict(config) | {'environment': environment()}
-  results.write_json(workdir / 'config.json', about)
+  files.write_json(workdir / 'config.json', about)
   while not strategy.done(state):
     level = state.level + 1
     weights = strategy.ask(state).tolist()
@@ -110,7 +111,7 @@ def search(
     state = _tell(config, strategy, state, new, split)
     rows += new
     results.mark_front(rows, split)
-    results.write_csv(workdir / 'results.csv', rows)
+    files.write_csv(workdir / 'results.csv', rows)
     _draw(config, workdir, rows, split)
   console.print(table(rows, split))
   knee = next((row['l1'] for row in rows if row['knee']), None)
@@ -124,7 +125,7 @@ def search(
   _draw(config, workdir, rows, split, found)
   seconds = round(time.perf_counter() - start, 1)
   about |= {'knee': knee, 'seconds': seconds}
-  results.write_json(workdir / 'config.json', about)
+  files.write_json(workdir / 'config.json', about)
   console.print(
     f'{seconds:.0f} s; {workdir}/front.png, search.png, results.csv',
     soft_wrap=True,
@@ -250,7 +251,7 @@ def _keep_if_of(settings: Config, folder: pathlib.Path) -> None:
     except ValueError:  # of other weights, or not even that
       shutil.rmtree(folder)
   folder.mkdir()
-  results.write_json(folder / 'config.json', dataclasses.asdict(settings))
+  files.write_json(folder / 'config.json', dataclasses.asdict(settings))
 
 
 def _train_knee(

@@ -23,6 +23,8 @@ import mopt
 from mopt.masks import masked_leaves
 from mopt.training import checkpoints
 from mopt.training import epoch as epoch_lib
+from mopt.training import files
+from mopt.training import network
 from mopt.training import optimizer as optimizer_lib
 from mopt.training import processes
 from mopt.training import results
@@ -100,7 +102,7 @@ def _train(
     head = {'epoch': epoch, 'when': when}
     params = layout.collect(state.params)
     records = _histogram_records(members, head, params)
-    results.append_jsonl(workdir / 'histograms.jsonl', records)
+    files.append_jsonl(workdir / 'histograms.jsonl', records)
 
   start, state = _start(program, workdir, console)
   if start == 0:
@@ -126,7 +128,7 @@ def _train(
         'epoch': number + 1,
         'learning_rate': np.asarray(rate(number * steps)).item(),
       }
-      results.append_jsonl(
+      files.append_jsonl(
         workdir / 'metrics.jsonl',
         _epoch_records(members, head, metrics, val, counts),
       )
@@ -190,7 +192,7 @@ def _cut_log(path: pathlib.Path, epoch: int) -> None:
     return record['epoch'] <= epoch and record.get('when') != 'final'
 
   lines = path.read_text().splitlines() if epoch else []
-  results.write_text(path, ''.join(f'{x}\n' for x in lines if is_kept(x)))
+  files.write_text(path, ''.join(f'{x}\n' for x in lines if is_kept(x)))
 
 
 def _report_failures(members, before, failure, console) -> None:
@@ -340,9 +342,9 @@ def _save_members(folder, config: Config, data: Dataset, members, variables):
   for (l1, seed), member in zip(members, _by_member(variables)):
     number = f'{l1:g}' if l1 is not None and is_short else repr(l1)
     weight = config.optimizer if l1 is None else f'l1_{number}'
-    results.save(
+    network.save(
       folder / f'{weight}_seed_{seed}.npz',
-      results.Network(
+      network.Network(
         variables=member,
         model=config.model,
         num_classes=data.num_classes,

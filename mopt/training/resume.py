@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 from mopt.training.config import Config
-from mopt.training.results import UNFINISHED
+from mopt.training.files import UNFINISHED
 
 # What may be otherwise than when a run began: it changes no result but by
 # rounding.

@@ -19,6 +19,7 @@ from rich.table import Table
 
 import mopt
 from mopt.training import epoch as epoch_lib
+from mopt.training import files
 from mopt.training import results
 from mopt.training.config import Config
 from mopt.training.data import Dataset
@@ -70,7 +71,7 @@ def run(
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return results.read_rows(workdir / 'results.csv')
   about = dataclasses.asdict(config) | {'environment': environment()}
-  results.write_json(workdir / 'config.json', about)
+  files.write_json(workdir / 'config.json', about)
   rows = train_members(
     config, model, data, workdir, devices, console, should_stop=should_stop
   )
@@ -86,9 +87,9 @@ def run(
     f'knee and front by {results.SPLIT_NAMES[split]} error',
   )
   # The last of the files: what has it is complete.
-  results.write_csv(workdir / 'results.csv', rows)
+  files.write_csv(workdir / 'results.csv', rows)
   seconds = round(time.perf_counter() - start, 1)
-  results.write_json(workdir / 'config.json', about | {'seconds': seconds})
+  files.write_json(workdir / 'config.json', about | {'seconds': seconds})
   console.print(table(rows, split))
   console.print(
     f'{seconds:.0f} s; {workdir}/front.png, results.csv, metrics.jsonl, '

@@ -1,0 +1,88 @@
+"""Files that are written whole or not at all, and tables in them."""
+
+from collections.abc import Callable, Sequence
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any, BinaryIO
+
+# What a file is called until it is whole.
+UNFINISHED = '.unfinished-'
+
+
+def replace(
+  path: str | os.PathLike, write: Callable[[BinaryIO], object]
+) -> None:
+  """Writes a file under another name and then moves it into place."""
+  path = pathlib.Path(path)
+  number, name = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED)
+  try:
+    with open(number, 'wb') as file:
+      write(file)
+      file.flush()  # Here a full disk may show.
+  except BaseException:
+    os.unlink(name)  # It is closed, or Windows would not.
+    raise
+  os.chmod(name, 0o644)
+  os.replace(name, path)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  replace(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
+  """Writes rows of the same columns; empty cells for `None` and NaN."""
+
+  def cell(value):
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return '' if missing else value
+
+  text = io.StringIO(newline='')
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(rows[0])
+  writer.writerows([cell(value) for value in row.values()] for row in rows)
+  write_text(path, text.getvalue())
+
+
+def read_csv(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """Reads what `write_csv` has written; `None` for an empty cell."""
+
+  def value(cell):
+    for number in (int, float):
+      try:
+        return number(cell)
+      except ValueError:
+        pass
+    return cell or None
+
+  with pathlib.Path(path).open(newline='', encoding='utf-8') as file:
+    return [
+      {name: value(cell) for name, cell in row.items()}
+      for row in csv.DictReader(file)
+    ]
+
+
+def append_jsonl(
+  path: str | os.PathLike, records: Sequence[dict[str, Any]]
+) -> None:
+  """Appends a line of JSON per record; NaN and infinities become null."""
+
+  def plain(value):
+    is_bad = isinstance(value, float) and not math.isfinite(value)
+    return None if is_bad else value
+
+  lines = [
+    json.dumps({k: plain(v) for k, v in record.items()}, allow_nan=False)
+    for record in records
+  ]
+  with pathlib.Path(path).open('a') as file:
+    file.write(''.join(line + '\n' for line in lines))

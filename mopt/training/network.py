@@ -1,0 +1,112 @@
+"""A trained network on disk."""
+
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mopt.masks import path_name
+from mopt.training import files
+from mopt.training.data import DAMAGED_ARCHIVE
+from mopt.training.data import normalise
+
+PyTree = Any
+
+
+class Network(NamedTuple):
+  """A trained network, as `load` returns it."""
+
+  # Nested dictionaries of NumPy arrays: params and, if any, batch_stats.
+  variables: dict[str, PyTree]
+  model: str  # For `models.create`.
+  num_classes: int
+  image_shape: tuple[int, ...]  # (height, width, channels)
+  mean: float  # Of the pixels, see `mopt.training.normalise`.
+  std: float
+
+  @property
+  def params(self) -> PyTree:
+    """What was trained."""
+    return self.variables['params']
+
+  def preprocess(self, images: np.ndarray) -> jax.Array:
+    """From pixels 0..255 `[batch, height, width, channels]` to an input."""
+    if tuple(images.shape[1:]) != self.image_shape:
+      raise ValueError(
+        f'expected images [batch, {", ".join(map(str, self.image_shape))}], '
+        f'got shape {tuple(images.shape)}.'
+      )
+    return normalise(images, self.mean, self.std)
+
+
+def save(path: str | os.PathLike, network: Network) -> None:
+  """Writes a network as .npz, whole or not at all."""
+  arrays = {
+    path_name(path): np.asarray(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(network.variables)
+  }
+  about = network._replace(variables={})._asdict() | {'names': list(arrays)}
+  # Compressed, since most of it is zeros.
+  files.replace(
+    path,
+    lambda file: np.savez_compressed(
+      file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays
+    ),
+  )
+
+
+def load(path: str | os.PathLike) -> Network:
+  """Reads a network that `train.py` has written.
+
+  Nothing is unpickled, so a file from a stranger can at worst be refused.
+
+  Args:
+    path: a .npz file of the folder `members` of a run.
+
+  Returns:
+    A `Network`.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is no network, or damaged.
+  """
+  try:
+    # Opened here, for np.load leaves a file open that is no archive.
+    with (
+      pathlib.Path(path).open('rb') as stream,
+      np.load(stream, allow_pickle=False) as file,
+    ):
+      about = json.loads(str(file['about']))
+      # A damaged index of the archive may have lost some.
+      if missing := set(about['names']) - set(file.files):
+        raise ValueError(f'missing entry {min(missing)!r}')
+      variables: dict[str, Any] = {'params': {}}
+      for name in file.files:
+        if name == 'about':
+          continue
+        *parents, last = name.split('/')
+        known = parents and parents[0] in ('params', 'batch_stats')
+        if not known or file[name].dtype.kind != 'f':
+          raise ValueError(f'unexpected entry {name!r}')
+        folder = variables
+        for parent in parents:
+          folder = folder.setdefault(parent, {})
+        folder[last] = file[name]
+    return Network(
+      variables=variables,
+      model=str(about['model']),
+      num_classes=int(about['num_classes']),
+      image_shape=tuple(int(n) for n in about['image_shape']),
+      mean=float(about['mean']),
+      std=float(about['std']),
+    )
+  except FileNotFoundError:
+    raise
+  # The last three: its entries are not those of a network.
+  except (*DAMAGED_ARCHIVE, LookupError, AttributeError, TypeError) as error:
+    raise ValueError(
+      f'{os.fspath(path)}: expected a network written by train.py ({error}).'
+    ) from error
