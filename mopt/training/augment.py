@@ -75,9 +75,9 @@ def _move(image, angle, shift, flip):
   size = jnp.array(image.shape, jnp.float32)
   center = (size - 1) / 2
   moved = center + size * jnp.append(shift, zero)
-  # GPUs and TPUs round the factors of a product, here places in a picture, unless
-  # they are told otherwise: on an H100 pixels were up to 2.3 grey levels off,
-  # and are 0.001. There is another product in dm_pix.
+  # GPUs and TPUs round the factors of a product, here places in a picture,
+  # unless they are told otherwise: on an H100 pixels were up to 2.3 grey levels
+  # off, and are 0.001. There is another product in dm_pix.
   with jax.default_matmul_precision('highest'):
     offset = center - matrix @ moved
     return dm_pix.affine_transform(image, matrix, offset=offset, mode='nearest')
