@@ -97,7 +97,8 @@ def over_devices(
   it comes across, and again at each step: four steps took more than three
   minutes. `jax.vmap` runs what it has compiled before.
   """
-  if jax.config.jax_disable_jit:
+  settings: Any = jax.config  # Type checkers know of no attribute.
+  if settings.jax_disable_jit:
     mapped = jax.vmap(function, in_axes, axis_name=axis_name)
     if out_axes is not None:
       return mapped
