@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import io
 import logging
 import os
 import pathlib
@@ -339,11 +340,34 @@ def _workdir(config: Config, data: training.Dataset) -> Iterator[pathlib.Path]:
       yield pathlib.Path(folder)
 
 
+def _check_letters(workdir: pathlib.Path) -> None:
+  """Raises unless a folder can be shown, and made, and hold checkpoints.
+
+  Those want UTF-8 of the whole path, whatever the file system takes.
+  """
+  path = str(workdir.absolute())
+  output = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+  try:
+    path.encode()
+    os.fsencode(path)
+    str(workdir).encode(output)
+    is_good = '\0' not in path
+  except UnicodeEncodeError:
+    is_good = False
+  if not is_good:
+    raise ValueError(
+      f'workdir={workdir}: expected letters that UTF-8, the output ({output}) '
+      f'and the file system ({sys.getfilesystemencoding()}) can encode, and no '
+      'null byte.'
+    )
+
+
 def _resumed_workdir(config: Config, data: training.Dataset) -> pathlib.Path:
   """The folder of a run or search that is to go on."""
   if not FLAGS.workdir:
     raise ValueError('resume=true: expected --workdir, the folder to go on in.')
   workdir = pathlib.Path(os.path.expanduser(FLAGS.workdir))
+  _check_letters(workdir)
   for line in training.check_resumable(config, data, workdir):
     print(line)
   return workdir
@@ -354,9 +378,11 @@ def _make_workdir(name: str | None) -> pathlib.Path:
   if name is None:
     now = datetime.datetime.now()
     workdir = pathlib.Path('runs') / f'{now:%Y-%m-%d_%H-%M-%S}'
+    _check_letters(workdir)
     workdir.parent.mkdir(exist_ok=True)
   else:
     workdir = pathlib.Path(os.path.expanduser(name))
+    _check_letters(workdir)
   wanted = 'expected a new or empty folder that can be written to'
   if not name and name is not None:
     raise ValueError(f'workdir=: {wanted}.')
@@ -412,6 +438,9 @@ def _stop(error: Exception, code: int = 2) -> NoReturn:
 
 def main(argv: list[str]) -> None:
   del argv
+  # A folder of others, say, in a message that the output cannot encode.
+  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == 'strict':
+    sys.stdout.reconfigure(errors='backslashreplace')
   # JAX reports every platform that it looks for and does not find.
   logging.getLogger('jax').setLevel(logging.WARNING)
   # Orbax has much to say of each checkpoint, and logs what it raises.
@@ -452,5 +481,25 @@ def main(argv: list[str]) -> None:
     _stop(error, 1)
 
 
+def _run() -> None:
+  """`main` as a program, which ends in silence if nobody reads its output."""
+  # Python has none if they are closed from the start.
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  sys.stdout = sys.stdout or os.fdopen(os.dup(nowhere), 'w')
+  sys.stderr = sys.stderr or os.fdopen(os.dup(nowhere), 'w')
+  try:
+    try:
+      app.run(main, flags_parser=parse_flags)
+    finally:
+      # Here, since Python says what fails at its own end.
+      sys.stdout.flush()
+      sys.stderr.flush()
+  except BrokenPipeError:
+    # What is left in the buffers goes there.
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, sys.stderr.fileno())
+    sys.exit(1)
+
+
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse_flags)
+  _run()

@@ -251,3 +251,24 @@ def test_augmentation_maps_over_keys():
   mapped = jit(over_keys)(keys, images)
   alone = [augment(key, x, ALL) for key, x in zip(keys, images)]
   np.testing.assert_allclose(mapped, jnp.stack(alone), atol=1e-3)
+
+
+@pytest.mark.parametrize('precision', [None, 'bfloat16'])
+def test_places_are_computed_at_the_highest_precision(precision):
+  """Which CPUs have anyway: read from the program."""
+  images = _noise((3, 9, 10, 3))
+  with jax.default_matmul_precision(precision):
+    text = augment.lower(KEY, images, ALL).as_text()
+  products = [line for line in text.splitlines() if 'dot_general' in line]
+  assert len(products) >= 2
+  for line in products:
+    assert 'precision = [HIGHEST, HIGHEST]' in line
+
+
+def test_pictures_move_alike_with_x64():
+  images = _noise((8, 9, 10, 3))
+  expected = augment(KEY, images, ALL)
+  with jax.enable_x64(True):
+    moved = augment(KEY, images, ALL)
+  assert moved.dtype == jnp.float32
+  np.testing.assert_allclose(moved, expected, atol=1e-2)

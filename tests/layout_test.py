@@ -17,7 +17,9 @@ from mopt.training import load_dataset
 from mopt.training.batches import make_batches
 from mopt.training.batches import spread
 from mopt.training.epoch import make_program
+from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
+from mopt.training.layout import over_devices
 from tests.networks import Dropping
 from tests.networks import Normed
 
@@ -268,3 +270,24 @@ def test_without_validation_examples_a_spread_population_has_no_scores(stream):
   assert scores.ce.shape == scores.accuracy.shape == (2, 3)
   assert np.isnan(scores.ce).all()
   assert np.isnan(scores.accuracy).all()
+
+
+@pytest.mark.parametrize('out_axes', [0, None])
+def test_without_jit_the_devices_do_the_same(four_devices, out_axes):
+  layout = Layout(tuple(four_devices), (1, 1), None)
+
+  def function(state, scale, rows):
+    def step(state, row):
+      total = jax.lax.psum(row, 'devices') if out_axes is None else row
+      return state + scale * total, total.sum()
+
+    return jax.lax.scan(step, state, rows)
+
+  rows = np.arange(24.0, dtype=np.float32).reshape(4, 2, 3)
+  state = np.zeros(3 if out_axes is None else (4, 3), np.float32)
+  arguments = (layout, 'devices', (out_axes, None, 0), out_axes)
+  expected = over_devices(function, *arguments)(state, 2.0, rows)
+  with jax.disable_jit():
+    actual = over_devices(function, *arguments)(state, 2.0, rows)
+  chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
+  chex.assert_trees_all_close(actual, expected)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -542,6 +543,89 @@ def test_a_real_process_exits_with_2_and_no_traceback(tmp_path):
     'train.py: batch_size=-3: expected an integer >= 1.'
   ]
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('args', 'read'),
+  [
+    ('--help', 'nothing'),
+    ('--help', 'a line'),
+    ('--help', 'closed'),
+    ('--epochs=x', 'nothing'),
+    ('--epochs=-1', 'nothing'),
+  ],
+)
+def test_nobody_needs_to_read_the_output(tmp_path, args, read):
+  """`train.py --help | true`, say: no traceback, here or there."""
+  command = shlex.join([sys.executable, str(_ROOT / 'train.py'), args])
+  after = {'nothing': '| true', 'a line': '| head -n 1', 'closed': '>&-'}[read]
+  if args != '--help':
+    after = f'2>&1 {after}'
+  done = subprocess.run(
+    ['bash', '-c', f'{command} {after}; echo ${{PIPESTATUS[0]}}'],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.stderr == ''
+  *lines, code = done.stdout.splitlines()
+  assert len(lines) == (read == 'a line')
+  # As Python does where it writes to a closed pipe; 2 if it was faster.
+  assert code in ('1', '2')
+
+
+@pytest.mark.parametrize(
+  ('name', 'env', 'shown'),
+  [
+    ('\xe9', {'PYTHONIOENCODING': 'ascii'}, r'\xe9'),
+    # Bytes that are no UTF-8, and a system that knows ASCII only.
+    (b'a\xff', {}, r'a\udcff'),
+    (
+      '\u2603'.encode(),
+      {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'},
+      r'\udce2\udc98\udc83',
+    ),
+  ],
+)
+@pytest.mark.parametrize('resume', [False, True])
+def test_letters_that_cannot_be_encoded_are_refused_first(
+  tmp_path, name, env, shown, resume
+):
+  """Each in a process of its own, which takes 3 s to start."""
+  name = os.fsencode(name)
+  command = [sys.executable, _ROOT / 'train.py', b'--workdir=' + name]
+  if resume:
+    (tmp_path / os.fsdecode(name)).mkdir()
+    command.append('--resume')
+  before = list(tmp_path.iterdir())
+  done = subprocess.run(
+    command, cwd=tmp_path, env=os.environ | env, capture_output=True
+  )
+  assert (done.returncode, done.stdout) == (2, b'')
+  (line,) = done.stderr.decode().splitlines()
+  assert line.startswith(f'train.py: workdir={shown}: expected letters that')
+  assert list(tmp_path.iterdir()) == before
+
+
+def test_a_null_byte_is_refused():
+  with pytest.raises(ValueError, match='expected letters .* no null byte'):
+    train._make_workdir('a\0b')
+
+
+@pytest.mark.slow
+def test_a_folder_of_others_may_have_any_letters(tmp_path):
+  """It is not shown; checkpoints have no trouble with UTF-8. 10 s."""
+  folder = tmp_path / '\u2603'
+  folder.mkdir()
+  done = subprocess.run(
+    [sys.executable, _ROOT / 'train.py', '--l1=0', '--epochs=1']
+    + ['--train_size=32', '--workdir=run'],
+    cwd=folder,
+    env=os.environ | {'PYTHONIOENCODING': 'ascii'},
+    capture_output=True,
+  )
+  assert (done.returncode, done.stderr) == (0, b'')
+  assert (folder / 'run' / 'results.csv').exists()
 
 
 def test_help_names_every_flag_of_a_run(tmp_path):

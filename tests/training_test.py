@@ -18,6 +18,7 @@ from mopt.training import Dataset
 from mopt.training import epoch as epoch_lib
 from mopt.training import evaluation as evaluation_lib
 from mopt.training import load_dataset
+from mopt.training import optimizer as optimizer_lib
 from mopt.training import run
 from mopt.training import search
 from mopt.training.augment import augment
@@ -719,3 +720,63 @@ def test_every_optimizer_learns_real_digits(optimizer):
   print(f'{optimizer}: {nonzeros} of 58,920 dense weights are not zero')
   if not config.is_multiobjective:
     assert nonzeros < 0.3 * 58_920
+
+
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+@pytest.mark.parametrize('model', [Tiny(), models.create('vgg')])
+def test_nothing_turns_into_float64_with_x64(digits, optimizer, model):
+  """What is traced, since the scan compares dtypes before and after a step."""
+  config = _optimizer_config(optimizer, rotation=15.0, shift=0.1, flip=True)
+
+  def init(_):
+    image = jnp.zeros((1, 28, 28, 1), jnp.float32)
+    variables = dict(model.init(jax.random.key(0), image))
+    params = variables.pop('params')
+    tx = optimizer_lib.make_optimizer(config, 20, jnp.float32(1))
+    never = epoch_lib.Failure(*[jnp.int32(0)] * 3)
+    return epoch_lib.State(params, variables, tx.init(params), never)
+
+  def train(_):
+    state = jax.vmap(jax.vmap(init))(jnp.zeros((1, 1)))
+    batches = batches_lib.make_batches(config, np.arange(640)[None], 1)
+    return state, epoch_lib._train(
+      *(config, model, digits.mean, digits.std, 20, None, state),
+      jnp.ones((1,), jnp.float32),
+      jax.random.split(jax.random.key(0), 1),
+      np.int32(0),
+      Split(*map(jnp.asarray, digits.train)),
+      jax.tree.map(lambda x: x[0], batches),
+    )
+
+  with jax.enable_x64(True):
+    before, (after, _) = jax.eval_shape(train, 0)
+  chex.assert_trees_all_equal_shapes_and_dtypes(after, before)
+  dtypes = {str(x.dtype) for x in jax.tree.leaves(before)}
+  assert dtypes == {'float32', 'int32'}
+
+
+def test_an_epoch_with_x64_is_the_same(digits):
+  """Seeds, order of the examples, and what is random in augmentation."""
+  config = _config(rotation=15.0, shift=0.1, flip=True)
+  data = digits._replace(train=_take(digits.train, 128))
+  _, expected, _ = _epochs(config, data)
+  with jax.enable_x64(True):
+    program, state, metrics = _epochs(config, data)
+    assert np.isfinite(program.evaluate(state, 'val').ce).all()
+  chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
+  chex.assert_trees_all_close(state.params, expected.params, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_without_jit_a_step_is_the_same(digits):
+  """One operation after the other, for those who debug: up to 20 s."""
+  config = _config(parallel='members')
+  data = digits._replace(
+    train=_take(digits.train, 32), val=_take(digits.val, 2)
+  )
+  _, expected, metrics = _epochs(config, data, model=Dropping(0.0))
+  with jax.disable_jit():
+    program, state, without = _epochs(config, data, model=Dropping(0.0))
+    assert np.isfinite(program.evaluate(state, 'val').ce).all()
+  chex.assert_trees_all_close(state, expected, atol=1e-5)
+  chex.assert_trees_all_close(without, metrics, rtol=1e-4, atol=1e-5)

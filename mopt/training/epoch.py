@@ -37,6 +37,7 @@ from mopt.training.evaluation import make_evaluate
 from mopt.training.evaluation import score
 from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
+from mopt.training.layout import over_devices
 
 PyTree = Any
 _Array = jax.Array | np.ndarray
@@ -203,7 +204,7 @@ def make_program(
 
   def init_member(seed, l1):
     key = jax.random.fold_in(jax.random.key(seed), 0)
-    image = jnp.zeros((1, *data.train.images.shape[1:]))
+    image = jnp.zeros((1, *data.train.images.shape[1:]), jnp.float32)
     variables = dict(model.init(key, image))
     params = variables.pop('params')
     optimizer = optimizer_lib.make_optimizer(config, steps, l1)
@@ -245,14 +246,14 @@ def make_program(
     return jax.vmap(draw_member)(all_seeds)
 
   own = 0 if layout.is_spread else None
-  train = jax.pmap(
+  train = over_devices(
     functools.partial(_train, config, model, data.mean, data.std, steps, axis),
-    axis_name=_AXIS,
+    layout,
+    _AXIS,
     # A part of an epoch that is sent has its share for each device.
     in_axes=(own, own, own, None, 0 if streamed else None, 0),
     out_axes=own,
-    devices=devices,
-    donate_argnums=0,
+    donate_argnums=(0,),
   )
 
   def epoch(state, number):

@@ -14,6 +14,7 @@ from mopt.training.data import Dataset
 from mopt.training.data import normalise
 from mopt.training.data import Split
 from mopt.training.layout import Layout
+from mopt.training.layout import over_devices
 
 PyTree = Any
 _AXIS = 'devices'
@@ -62,12 +63,12 @@ def make_evaluate(
   """
   axis, own, share = (None, 0, None) if layout.is_spread else (_AXIS, None, 0)
   num_shares = 1 if layout.is_spread else len(layout.devices)
-  sums_on_devices = jax.pmap(
+  sums_on_devices = over_devices(
     functools.partial(_sums, model, data.mean, data.std, axis),
-    axis_name=_AXIS,
+    layout,
+    _AXIS,
     in_axes=(own, None, share, share),
     out_axes=own,
-    devices=layout.devices,
   )
 
   def evaluate(variables, name):
