@@ -38,7 +38,7 @@ from mopt.training import processes
 from mopt.training import signals
 from mopt.training.checkpoints import Damaged
 from mopt.training.config import Config
-from mopt.training.members import Interrupted
+from mopt.training.loop import Interrupted
 from mopt.training.resume import Busy
 from mopt.training.resume import locked
 

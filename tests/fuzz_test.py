@@ -588,7 +588,7 @@ CALLS = {
   ),
   'aggregate num_objectives': (
     lambda v: mopt.aggregate(mopt.min_norm_weights, num_objectives=v) and 0,
-    lambda v: isinstance(v, int) and v >= 2,
+    is_count(2),
   ),
   'madam learning_rate': (
     lambda v: mopt.madam(v) and 0,

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import chex
@@ -73,8 +74,8 @@ def test_members_come_back_in_their_order(seeds, weights, number):
   wide = np.stack([own, -own], axis=-1)
   found = layout.collect({'a': own, 'b': wide})
   expected = 10 * np.arange(seeds)[:, None] + np.arange(weights)
-  np.testing.assert_array_equal(found['a'], expected)
-  np.testing.assert_array_equal(found['b'][..., 1], -expected)
+  np.testing.assert_array_equal(found['a'], expected.ravel())
+  np.testing.assert_array_equal(found['b'][..., 1], -expected.ravel())
   # And go where they came from.
   np.testing.assert_array_equal(layout.scatter(found)['b'], wide)
 
@@ -99,7 +100,9 @@ def test_shared_batches_take_all_devices(seeds, weights, number, platform):
   values = np.arange(weights)
   assert layout.weights(values) is layout.seeds(values) is values
   ids = np.arange(seeds * weights).reshape(seeds, weights)
-  np.testing.assert_array_equal(layout.collect({'a': ids})['a'], ids)
+  flat = layout.collect({'a': ids})['a']
+  np.testing.assert_array_equal(flat, ids.ravel())
+  np.testing.assert_array_equal(layout.scatter({'a': flat})['a'], ids)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,7 @@ def digits():
 
 
 class _Found(NamedTuple):
-  """What a population is after training, `[S, L]` in NumPy."""
+  """What a population is after training, `[M]` in NumPy."""
 
   params: dict
   model_state: dict
@@ -202,7 +205,7 @@ def _train(config, data, model, num_devices, grid):
     scores,
   )
   for leaf in jax.tree.leaves(found):
-    assert leaf.shape[:2] == layout.size
+    assert leaf.shape[0] == math.prod(layout.size)
   return found
 
 
@@ -255,7 +258,7 @@ def test_a_spread_and_streamed_population_equals_one_device(
   alone = _train(config(parallel='data'), digits, model, 1, None)
   found = _train(config(stream=True), digits, model, 3, (3, 1))
   _assert_same(found, alone, config().threshold)
-  means = alone.model_state['batch_stats']['norm1']['mean'][:, 0]
+  means = alone.model_state['batch_stats']['norm1']['mean']
   differ = abs(means[:, None] - means[None]).max(axis=-1) > 1e-4
   assert (differ | np.eye(5, dtype=bool)).all()
 
@@ -267,7 +270,7 @@ def test_without_validation_examples_a_spread_population_has_no_scores(stream):
   program = make_program(config, Dropping(0.0), empty, jax.devices())
   assert program.layout.is_spread
   scores = program.evaluate(program.init(), 'val')
-  assert scores.ce.shape == scores.accuracy.shape == (2, 3)
+  assert scores.ce.shape == scores.accuracy.shape == (6,)
   assert np.isnan(scores.ce).all()
   assert np.isnan(scores.accuracy).all()
 

@@ -19,14 +19,15 @@ from mopt.training import epoch as epoch_lib
 from mopt.training import files
 from mopt.training import load
 from mopt.training import load_dataset
-from mopt.training import members as members_lib
-from mopt.training import results
+from mopt.training import loop
+from mopt.training import records
 from mopt.training import run
 from mopt.training.checkpoints import Damaged
 from mopt.training.data import Split
 from mopt.training.evaluation import Evaluation
-from mopt.training.layout import make_layout
-from mopt.training.members import Interrupted
+from mopt.training.loop import Interrupted
+from mopt.training.population import make_population
+from mopt.training.population import Member
 from tests.networks import Normed
 from tests.networks import Tiny
 
@@ -232,9 +233,9 @@ def test_a_crash_loses_what_came_after_the_checkpoint(
   with monkeypatch.context() as patch:
     crash = _crash_in_epoch_5
     if is_logged:  # What comes next is the checkpoint, were there one.
-      patch.setattr(members_lib, '_report_failures', crash())
+      patch.setattr(loop, '_report_failures', crash())
     else:
-      patch.setattr(members_lib, '_epoch_records', crash())
+      patch.setattr(records, 'epoch_records', crash())
     with pytest.raises(_Crash):
       adam.go(name, config=config)
   last = 5 if is_logged else 4
@@ -254,7 +255,7 @@ def test_a_crash_loses_what_came_after_the_checkpoint(
 def _crash_in_epoch_5():
   """In place of a function of the loop that is called once an epoch."""
   called = 0
-  before = members_lib._epoch_records
+  before = records.epoch_records
 
   def function(*args):
     nonlocal called
@@ -440,7 +441,7 @@ def test_a_member_that_fails_says_where(poisoned):
 
 
 def test_a_member_that_fails_is_neither_knee_nor_front(poisoned):
-  healthy = results.read_rows(poisoned.folder / 'healthy' / 'results.csv')
+  healthy = records.read_rows(poisoned.folder / 'healthy' / 'results.csv')
   fronts = [
     {(row['l1'], row['seed']) for row in rows if row['pareto'] or row['knee']}
     for rows in (poisoned.rows, healthy)
@@ -472,12 +473,12 @@ def test_other_members_do_not_notice(poisoned):
 def test_the_network_before_the_failure_is_kept(poisoned):
   """That of weight 2e-4 fails in the first step of epoch 3."""
   poisoned.go('two', (2,))
-  program = members_lib.epoch_lib.make_program(
+  program = loop.epoch_lib.make_program(
     poisoned.config, Tiny(), poisoned.data, poisoned.devices
   )
   template = program.layout.collect(program.init())
   checkpoint = poisoned.folder / 'two' / 'checkpoints'
-  _, state = members_lib.checkpoints.restore(checkpoint, template, pytest.fail)
+  _, state = loop.checkpoints.restore(checkpoint, template, pytest.fail)
   for seed in (0, 1):
     nets = [
       load(poisoned.folder / 'whole' / 'members' / f'l1_{l1:g}_seed_{seed}.npz')
@@ -488,7 +489,7 @@ def test_the_network_before_the_failure_is_kept(poisoned):
     same = [
       np.array_equal(
         net.params['layer1']['kernel'],
-        state.params['layer1']['kernel'][seed, index],
+        state.params['layer1']['kernel'][len(nets) * seed + index],
       )
       for index, net in enumerate(nets)
     ]
@@ -563,31 +564,19 @@ def test_a_member_at_chance_has_collapsed(poisoned):
     (0.61, 0, 'collapsed'),  # Without weights between two layers.
   ],
 )
-def test_chance_is_the_share_of_the_most_frequent_class(
-  digits, accuracy, nonzeros, status
-):
-  labels = np.array([3] * 6 + [1] * 4)
-  data = digits._replace(train=Split(digits.train.images[:10], labels))
-  layout = make_layout(_config(seed=(0,), l1=(1e-4,)), jax.devices()[:1])
-  here = lambda value: np.full((1, 1), value)
-  count = mopt.NonzeroCount(
+def test_a_network_at_chance_has_collapsed(accuracy, nonzeros, status):
+  here = lambda value: np.full(1, value)
+  counts = mopt.NonzeroCount(
     here(nonzeros + 9),
     {'layer1/kernel': here(9), 'layer2/kernel': here(nonzeros)},
   )
-  scores = {'train': accuracy, 'val': 0.99, 'test': 0.99}
-  program = epoch_lib.Program(
-    layout=layout,
-    init=None,
-    prune=None,
-    epoch=None,
-    evaluate=lambda state, split: Evaluation(here(1.0), here(scores[split])),
-    complexity=lambda state: epoch_lib.Complexity(count, here(2.0)),
-    restore=None,
-  )
-  never = epoch_lib.Failure(*[np.zeros((1, 1), np.int32)] * 3)
-  state = epoch_lib.State({}, {}, (), never)
-  (row,) = members_lib._rows(
-    [(1e-4, 0)], data, program, state, ('train', 'val', 'test')
+  accuracies = {'train': accuracy, 'val': 0.99, 'test': 0.99}
+  (row,) = records.result_rows(
+    [Member(0, (1.0, 1e-4))],
+    {k: Evaluation(here(1.0), here(v)) for k, v in accuracies.items()},
+    epoch_lib.Complexity(counts, here(2.0)),
+    epoch_lib.Failure(*[np.zeros(1, np.int32)] * 3),
+    chance=0.6,
   )
   assert row['status'] == status
   assert row['acc_train'] == accuracy
@@ -603,14 +592,14 @@ def test_chance_is_the_share_of_the_most_frequent_class(
 )
 def test_every_network_has_a_file_of_its_own(digits, tmp_path, l1, names):
   config = Config(l1=l1, seed=(7,))
-  weights = np.arange(6.0, dtype=np.float32).reshape(1, 2, 3)
-  members_lib._save_members(
+  weights = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+  loop._save_members(
     tmp_path / 'members',
     config,
     digits,
-    [(value, 7) for value in l1],
+    make_population(config),
     {'params': {'w': weights}},
   )
   for index, name in enumerate(names):
     net = load(tmp_path / 'members' / f'{name}_seed_7.npz')
-    np.testing.assert_array_equal(net.params['w'], weights[0, index])
+    np.testing.assert_array_equal(net.params['w'], weights[index])

@@ -17,7 +17,7 @@ from benchmarks.paper import searches
 from benchmarks.paper import tables
 import models
 from mopt.training import files
-from mopt.training import results as training_results
+from mopt.training import records as training_results
 from mopt.training.config import Config
 import train
 

@@ -28,7 +28,7 @@ from mopt.training import files
 from mopt.training import load
 from mopt.training import Network
 from mopt.training import network
-from mopt.training import results
+from mopt.training import records
 from mopt.training.data import Split
 from mopt.training.epoch import Complexity
 from mopt.training.epoch import Failure
@@ -37,9 +37,10 @@ from mopt.training.epoch import Program
 from mopt.training.epoch import State
 from mopt.training.evaluation import Evaluation
 from mopt.training.layout import make_layout
-from mopt.training.members import _train
+from mopt.training.loop import _train
 from mopt.training.plots import plot_front
 from mopt.training.plots import plot_search
+from mopt.training.population import make_population
 
 _COLUMNS = [
   'l1',
@@ -187,7 +188,7 @@ def test_front_and_knee_leave_collapsed_members_out():
     _row(1e-2, 0, 0.1),
     _row(2e-4, 7_000, 0.980),
   ]
-  results.mark_front(rows, 'val')
+  records.mark_front(rows, 'val')
   assert [row['pareto'] for row in rows] == [1, 1, 1, 1, 0, 0]
   assert [row['knee'] for row in rows] == [0, 0, 1, 0, 0, 0]
 
@@ -195,21 +196,21 @@ def test_front_and_knee_leave_collapsed_members_out():
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
 def test_a_diverged_member_counts_as_collapsed(bad):
   row = _row(1e-4, 6_000, 0.9) | {'ce_train': bad}
-  assert results.is_collapsed(row)
+  assert records.is_collapsed(row)
   rows = [row, _row(1e-5, 7_000, 0.8)]
-  results.mark_front(rows, 'val')
+  records.mark_front(rows, 'val')
   assert [row['pareto'] for row in rows] == [0, 1]
 
 
 def test_one_empty_layer_is_a_collapse():
   row = _row(1e-4, 6_000, 0.9)
-  assert not results.is_collapsed(row)
-  assert results.is_collapsed(row | {'nonzeros_layer2': 0})
+  assert not records.is_collapsed(row)
+  assert records.is_collapsed(row | {'nonzeros_layer2': 0})
 
 
 def test_a_front_without_members_has_no_knee():
   rows = [_row(1.0, 0, 0.1)]
-  results.mark_front(rows, 'val')
+  records.mark_front(rows, 'val')
   assert (rows[0]['pareto'], rows[0]['knee']) == (0, 0)
 
 
@@ -267,7 +268,7 @@ def test_jsonl_lines_are_strict_json(tmp_path):
   ],
 )
 def test_every_front_can_be_drawn(tmp_path, rows):
-  results.mark_front(rows, 'val')
+  records.mark_front(rows, 'val')
   plot_front(tmp_path / 'front.png', rows, 'title')
   assert (tmp_path / 'front.png').read_bytes()[:4] == b'\x89PNG'
 
@@ -284,7 +285,7 @@ def test_seeds_and_retrained_networks_can_be_drawn(tmp_path, split, spread):
     )
     for seed in range(3)
   ]
-  results.mark_front(rows, 'val')
+  records.mark_front(rows, 'val')
   retrained = [_row(3e-4, 1_800, 0.985, seed) for seed in (0, 1)]
   plot_front(tmp_path / 'alone.png', rows, 'title', split)
   plot_front(tmp_path / 'front.png', rows, 'title', split, retrained)
@@ -297,7 +298,7 @@ def test_seeds_and_retrained_networks_can_be_drawn(tmp_path, split, spread):
 
 def test_a_network_that_collapses_when_retrained_can_be_drawn(tmp_path):
   rows = [_row(1e-5, 40_000, 0.99), _row(3e-4, 2_000, 0.98)]
-  results.mark_front(rows, 'val')
+  records.mark_front(rows, 'val')
   retrained = [_row(3e-4, 0, 0.1)]
   plot_front(tmp_path / 'front.png', rows, 'title', 'val', retrained)
   assert (tmp_path / 'front.png').read_bytes()[:4] == b'\x89PNG'
@@ -369,7 +370,7 @@ def test_an_unexpected_entry_is_refused(tmp_path, entry):
 
 def test_a_histogram_by_hand():
   weights = np.array([[-1, 0, 0.5], [1, -0.0, 0.25]], np.float32)
-  assert results.weight_histogram(weights, bins=4) == {
+  assert records.weight_histogram(weights, bins=4) == {
     'low': -1.0,
     'high': 1.0,
     # From -1, -.5, 0, .5; the last bin holds its upper end.
@@ -387,7 +388,7 @@ def test_a_histogram_by_hand():
   )
 )
 def test_a_histogram_counts_every_weight(weights):
-  found = results.weight_histogram(weights)
+  found = records.weight_histogram(weights)
   assert len(found['counts']) == 100
   assert sum(found['counts']) + found['zeros'] == weights.size
   assert found['zeros'] == weights.size - np.count_nonzero(weights)
@@ -402,22 +403,22 @@ def test_a_histogram_counts_every_weight(weights):
   'weights', [[1e30], [-3e38, 3e38], [0, 1e30, float('nan')]]
 )
 def test_a_histogram_of_a_diverged_layer(weights):
-  found = results.weight_histogram(np.array(weights, np.float32))
+  found = records.weight_histogram(np.array(weights, np.float32))
   finite = sum(bool(np.isfinite(w) and w != 0) for w in weights)
   assert sum(found['counts']) == finite
 
 
 @pytest.mark.parametrize('n', [0, 7])
 def test_a_histogram_of_nothing_but_zeros(n):
-  found = results.weight_histogram(np.zeros(n, np.float32))
+  found = records.weight_histogram(np.zeros(n, np.float32))
   assert found == {'low': 0.0, 'high': 0.0, 'counts': [0] * 100, 'zeros': n}
 
 
 def test_a_histogram_leaves_out_what_is_not_finite():
   weights = np.array([np.nan, 2, np.inf, 0, -np.inf, 3], np.float32)
-  found = results.weight_histogram(weights, bins=2)
+  found = records.weight_histogram(weights, bins=2)
   assert found == {'low': 2.0, 'high': 3.0, 'counts': [1, 1], 'zeros': 1}
-  found = results.weight_histogram(np.full(3, np.nan, np.float32), bins=2)
+  found = records.weight_histogram(np.full(3, np.nan, np.float32), bins=2)
   assert found == {'low': 0.0, 'high': 0.0, 'counts': [0, 0], 'zeros': 0}
 
 
@@ -429,7 +430,7 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
     'conv1': {'kernel': np.ones((1, 2, 3, 3, 1, 2), np.float32)},
   }
   pruned = {**params, 'layer1': {'kernel': params['layer1']['kernel'].round(2)}}
-  nothing = np.zeros((1, 2))
+  nothing = np.zeros(2)
   config = Config(
     epochs=10,
     l1=(1e-4, 1e-3),
@@ -450,20 +451,20 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
   )
   split = Split(np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32))
   data = Dataset('none', 10, split, split, split, 0.0, 255.0)
-  members = [(1e-4, 7), (1e-3, 7)]
+  members = make_population(config)
   console = rich.console.Console(file=io.StringIO())
   _train(config, data, program, members, tmp_path, console, lambda: False)
   lines = (tmp_path / 'histograms.jsonl').read_text().splitlines()
-  records = [json.loads(line) for line in lines]
+  logged = [json.loads(line) for line in lines]
   # A line for each dense layer of each member.
   whens = [(0, 'initial'), (0, 'pruned'), (5, 'epoch'), (10, 'final')]
-  assert [(r['epoch'], r['when'], r['l1']) for r in records] == [
+  assert [(r['epoch'], r['when'], r['l1']) for r in logged] == [
     (epoch, when, l1) for epoch, when in whens for l1 in (1e-4, 1e-3)
   ]
-  assert {(r['layer'], r['seed']) for r in records} == {('layer1', 7)}
-  assert [r['zeros'] for r in records] == [0, 0, 1, 1, 1, 1, 1, 1]
-  assert [r['high'] for r in records] == [2.0, 4.0] * 4
-  assert [sum(r['counts']) for r in records] == [4, 4, 3, 3, 3, 3, 3, 3]
+  assert {(r['layer'], r['seed']) for r in logged} == {('layer1', 7)}
+  assert [r['zeros'] for r in logged] == [0, 0, 1, 1, 1, 1, 1, 1]
+  assert [r['high'] for r in logged] == [2.0, 4.0] * 4
+  assert [sum(r['counts']) for r in logged] == [4, 4, 3, 3, 3, 3, 3, 3]
 
 
 @pytest.mark.skipif(shutil.which('git') is None, reason='needs git')

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks.paper.pieces import Result
 import mopt
-from mopt.training.results import is_collapsed
+from mopt.training.records import is_collapsed
 
 TITLES = {
   'table2a': 'Table 2(a): pruning once, after training',

@@ -67,7 +67,7 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-  """Means over the steps of an epoch, `[S, L]` each."""
+  """Means over the steps of an epoch, `[M]` each."""
 
   objective_1: _Array  # Cross entropy and the l2 of convolution kernels.
   objective_2: _Array  # The l1 norm of dense kernels.
@@ -83,7 +83,7 @@ class Metrics(NamedTuple):
 
 
 class Complexity(NamedTuple):
-  """Of the dense kernels; leaves `[S, L]`."""
+  """Of the dense kernels; leaves `[M]`."""
 
   nonzeros: mopt.NonzeroCount
   l1_norm: _Array
@@ -171,7 +171,7 @@ def make_program(
     does what comes before training and after it. `epoch(state, number)` takes
     epochs from 0 and consumes its state; `evaluate(state, split)` takes
     `'train'`, `'val'` or `'test'`, and `complexity(state)` counts. Metrics,
-    scores and counts are `[S, L]` in NumPy, whatever the layout;
+    scores and counts are `[M]` in NumPy, whatever the layout;
     `restore(tree)` is the inverse of `layout.collect(state)`.
 
   Raises:
@@ -436,7 +436,7 @@ def _failure(
 def _over_epoch(
   parts: Sequence[Metrics], sizes: np.ndarray, layout: Layout
 ) -> Metrics:
-  """From the metrics of parts of an epoch to its own, `[S, L]`.
+  """From the metrics of parts of an epoch to its own, `[M]`.
 
   Those of parts are `[steps, S, L]`, or `[D, steps, s, l]` of spread members.
   """
@@ -446,14 +446,15 @@ def _over_epoch(
   if layout.is_spread:
     steps_last = jax.tree.map(lambda x: np.moveaxis(x, 1, -1), metrics)
     metrics = jax.tree.map(
-      lambda x: np.moveaxis(x, -1, 0), layout.collect(steps_last)
+      lambda x: np.moveaxis(x, -1, 0), layout.collect_grid(steps_last)
     )
   means = jax.tree.map(lambda x: x.mean(axis=0, dtype=np.float64), metrics)
   # Scores are summed over a step, the others are its values.
   examples = sizes.sum()
-  return means._replace(
+  of_grid = means._replace(
     weight_2_min=metrics.weight_2_min.min(axis=0),
     weight_2_max=metrics.weight_2_max.max(axis=0),
     ce=metrics.ce.sum(axis=0) / examples,
     accuracy=metrics.accuracy.sum(axis=0) / examples,
   )
+  return jax.tree.map(np.ravel, of_grid)

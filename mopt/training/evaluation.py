@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import functools
+import math
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -24,7 +25,7 @@ _STREAMED = 10_000
 
 
 class Evaluation(NamedTuple):
-  """Means over the examples of a split, `[S, L]` each; NaN without any."""
+  """Means over the examples of a split, `[M]` each; NaN without any."""
 
   ce: np.ndarray
   accuracy: np.ndarray
@@ -75,7 +76,7 @@ def make_evaluate(
     split = splits[name]
     total = len(split.labels)
     if not total:
-      nothing = np.full(layout.size, np.nan, np.float32)
+      nothing = np.full(math.prod(layout.size), np.nan, np.float32)
       return Evaluation(nothing, nothing)
     size = _STREAMED if streamed else total
     ce, correct = np.zeros(()), np.zeros(())

@@ -21,11 +21,11 @@ from rich.console import Console
 import mopt
 from mopt import search as strategies
 from mopt.training import files
-from mopt.training import results
+from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
 from mopt.training.epoch import check_fit
-from mopt.training.members import train_members
+from mopt.training.loop import train_members
 from mopt.training.resume import check_settings
 from mopt.training.run import environment
 from mopt.training.run import run
@@ -110,7 +110,7 @@ def search(
     new = [{'level': level} | row for row in new]
     state = _tell(config, strategy, state, new, split)
     rows += new
-    results.mark_front(rows, split)
+    records.mark_front(rows, split)
     files.write_csv(workdir / 'results.csv', rows)
     _draw(config, workdir, rows, split)
   console.print(table(rows, split))
@@ -174,7 +174,7 @@ def _replay(
   state = strategy.init()
   path = workdir / 'results.csv'
   try:
-    rows = results.read_rows(path) if path.exists() else []
+    rows = records.read_rows(path) if path.exists() else []
     levels = max((row['level'] for row in rows), default=0)
     for name, least in (('max_runs', len(rows)), ('levels', levels)):
       most = getattr(config, name)
@@ -212,7 +212,7 @@ def _objectives(config: Config, row, split: str) -> tuple[float, float]:
 
 def _judged(row, split: str) -> tuple[float, float]:
   """(error, ln nonzeros) of a network, infinite if it has collapsed."""
-  if results.is_collapsed(row):
+  if records.is_collapsed(row):
     return math.inf, math.inf
   return 1 - row[f'acc_{split}'], math.log(row['nonzeros'])
 
@@ -293,7 +293,7 @@ def _draw(config, workdir, rows, split, retrained=()) -> None:
   # Imported late: matplotlib takes a second, which --help would wait for.
   from mopt.training import plots
 
-  name = results.SPLIT_NAMES[split]
+  name = records.SPLIT_NAMES[split]
   title = f'{config.search} search, {config.model} on {config.dataset}'
   plots.plot_front(
     workdir / 'front.png',

@@ -4,7 +4,7 @@ Either members are spread over the devices, which then have nothing to tell
 each other, or every device has all members and a share of each batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,8 @@ class Layout(NamedTuple):
   """A population of S seeds times L weights on D devices.
 
   Its arrays begin with the axes `[S, L]`, or `[D, s, l]` if it is spread: then
-  a device has s of the seeds times l of the weights.
+  a device has s of the seeds times l of the weights. On the host they are flat,
+  `[M]`, seed by seed.
   """
 
   devices: tuple[jax.Device, ...]  # D
@@ -61,13 +62,23 @@ class Layout(NamedTuple):
     return chosen.reshape(parts, share)[part]
 
   def scatter(self, tree: PyTree) -> PyTree:
-    """From NumPy leaves `[S, L, ...]` to those of a population."""
-    if self.grid is None:
-      return tree
-    seeds, weights = self._places(0), self._places(1)
-    return jax.tree.map(lambda x: x[seeds[:, :, None], weights[:, None]], tree)
+    """From NumPy leaves `[M, ...]` to those of a population."""
+
+    def place(x):
+      x = x.reshape(*self.size, *x.shape[1:])
+      if self.grid is None:
+        return x
+      return x[self._places(0)[:, :, None], self._places(1)[:, None]]
+
+    return jax.tree.map(place, tree)
 
   def collect(self, tree: PyTree) -> PyTree:
+    """From leaves of a population to NumPy, `[M, ...]`, seed by seed."""
+    return jax.tree.map(
+      lambda x: x.reshape(-1, *x.shape[2:]), self.collect_grid(tree)
+    )
+
+  def collect_grid(self, tree: PyTree) -> PyTree:
     """From leaves of a population to NumPy, `[S, L, ...]`."""
     tree = jax.device_get(tree)
     if self.grid is None:
@@ -81,6 +92,12 @@ class Layout(NamedTuple):
       return x[: self.size[0], : self.size[1]]
 
     return jax.tree.map(join, tree)
+
+
+def split_members(tree: PyTree) -> Iterator[PyTree]:
+  """The tree of each member, from leaves `[M, ...]`."""
+  leaves, structure = jax.tree.flatten(tree)
+  return (jax.tree.unflatten(structure, member) for member in zip(*leaves))
 
 
 def over_devices(

@@ -10,8 +10,8 @@ from matplotlib import figure
 from matplotlib import ticker
 import numpy as np
 
-from mopt.training.results import is_collapsed
-from mopt.training.results import SPLIT_NAMES
+from mopt.training.records import is_collapsed
+from mopt.training.records import SPLIT_NAMES
 
 # viridis is readable for the colour-blind and in grey.
 _COLORMAP = matplotlib.colormaps['viridis']

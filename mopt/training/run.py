@@ -20,10 +20,10 @@ from rich.table import Table
 import mopt
 from mopt.training import epoch as epoch_lib
 from mopt.training import files
-from mopt.training import results
+from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
-from mopt.training.members import train_members
+from mopt.training.loop import train_members
 
 
 def run(
@@ -69,14 +69,14 @@ def run(
   epoch_lib.check_fit(config, model, data)
   if (workdir / 'results.csv').exists():
     console.print(f'{workdir}: finished already.', soft_wrap=True)
-    return results.read_rows(workdir / 'results.csv')
+    return records.read_rows(workdir / 'results.csv')
   about = dataclasses.asdict(config) | {'environment': environment()}
   files.write_json(workdir / 'config.json', about)
   rows = train_members(
     config, model, data, workdir, devices, console, should_stop=should_stop
   )
   split = selection_split(config, data)
-  results.mark_front(rows, split)
+  records.mark_front(rows, split)
   # Imported late: matplotlib takes a second, which --help would wait for.
   from mopt.training import plots
 
@@ -84,7 +84,7 @@ def run(
     workdir / 'front.png',
     rows,
     f'{config.model} on {data.name}, {config.optimizer}: '
-    f'knee and front by {results.SPLIT_NAMES[split]} error',
+    f'knee and front by {records.SPLIT_NAMES[split]} error',
   )
   # The last of the files: what has it is complete.
   files.write_csv(workdir / 'results.csv', rows)
@@ -138,7 +138,7 @@ def _commit() -> str | None:
 
 def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
   """Rows of results.csv for people."""
-  name = results.SPLIT_NAMES[split]
+  name = records.SPLIT_NAMES[split]
   page = Table(
     box=box.SIMPLE_HEAD,
     caption=f'front and knee: ({name} error, log nonzeros)',
@@ -148,7 +148,7 @@ def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
   page.add_column('')
   for row in rows:
     notes = [
-      'collapsed' if results.is_collapsed(row) else '',
+      'collapsed' if records.is_collapsed(row) else '',
       'front' if row['pareto'] and not row['knee'] else '',
       'knee' if row['knee'] else '',
     ]

@@ -1,6 +1,6 @@
-"""A population from its first epoch to its last: the loop and its logs."""
+"""A population from its first epoch to its last."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import json
 import math
@@ -27,12 +27,16 @@ from mopt.training import files
 from mopt.training import network
 from mopt.training import optimizer as optimizer_lib
 from mopt.training import processes
-from mopt.training import results
+from mopt.training import records
 from mopt.training.batches import steps_per_epoch
 from mopt.training.config import Config
 from mopt.training.data import Dataset
 from mopt.training.evaluation import Evaluation
 from mopt.training.layout import Layout
+from mopt.training.layout import split_members
+from mopt.training.population import file_names
+from mopt.training.population import make_population
+from mopt.training.population import Member
 
 
 class Interrupted(Exception):
@@ -63,7 +67,7 @@ def train_members(
     Damaged: if there are checkpoints and all of them are damaged.
   """
   program = epoch_lib.make_program(config, model, data, devices)
-  members = [(l1, seed) for seed in config.seed for l1 in config.l1_values]
+  members = make_population(config)
   console.print(
     f'{len(members)} x {config.model} on {data.name} '
     f'({len(data.train.labels):,} training examples), {config.optimizer}, '
@@ -71,7 +75,19 @@ def train_members(
     soft_wrap=True,
   )
   state = _train(config, data, program, members, workdir, console, should_stop)
-  rows = _rows(members, data, program, state, splits)
+  unknown = Evaluation(*[np.full(len(members), np.nan)] * 2)
+  scores = {
+    split: program.evaluate(state, split) if split in splits else unknown
+    for split in records.SPLIT_NAMES
+  }
+  labels = np.asarray(data.train.labels)
+  rows = records.result_rows(
+    members,
+    scores,
+    program.complexity(state),
+    program.layout.collect(state.failure),
+    chance=np.bincount(labels).max() / len(labels),
+  )
   variables = program.layout.collect(state.variables)
   _save_members(workdir / 'members', config, data, members, variables)
   return rows
@@ -88,7 +104,7 @@ def _train(
   config: Config,
   data: Dataset,
   program: epoch_lib.Program,
-  members: Sequence[tuple[float | None, int]],
+  members: Sequence[Member],
   workdir: pathlib.Path,
   console: Console,
   should_stop: Callable[[], bool],
@@ -101,8 +117,10 @@ def _train(
   def log_histograms(epoch, when, state):
     head = {'epoch': epoch, 'when': when}
     params = layout.collect(state.params)
-    records = _histogram_records(members, head, params)
-    files.append_jsonl(workdir / 'histograms.jsonl', records)
+    files.append_jsonl(
+      workdir / 'histograms.jsonl',
+      records.histogram_records(members, head, params),
+    )
 
   start, state = _start(program, workdir, console)
   if start == 0:
@@ -130,7 +148,7 @@ def _train(
       }
       files.append_jsonl(
         workdir / 'metrics.jsonl',
-        _epoch_records(members, head, metrics, val, counts),
+        records.epoch_records(members, head, metrics, val, counts),
       )
       summary = _summary(metrics, val, counts)
       progress.update(task, advance=1, description=summary)
@@ -195,33 +213,28 @@ def _cut_log(path: pathlib.Path, epoch: int) -> None:
   files.write_text(path, ''.join(f'{x}\n' for x in lines if is_kept(x)))
 
 
-def _report_failures(members, before, failure, console) -> None:
+def _report_failures(
+  members: Sequence[Member],
+  before: np.ndarray,
+  failure: epoch_lib.Failure,
+  console: Console,
+) -> None:
   for index in np.flatnonzero(before != failure.objective).tolist():
-    l1, seed = members[index]
-    name = 'found weights' if l1 is None else f'l1 {l1:g}'
     console.print(
-      f'{name}, seed {seed}: stopped, {_describe_failure(failure, index)}; '
-      'the network before that step is kept',
+      f'{members[index].label}: stopped, '
+      f'{records.describe_failure(failure, index)}; the network before that '
+      'step is kept',
       soft_wrap=True,
       highlight=False,
     )
-
-
-def _describe_failure(failure: epoch_lib.Failure, index: int) -> str:
-  objective, epoch, step = (int(x.ravel()[index]) for x in failure)
-  name = ('error', 'complexity')[objective - 1]
-  return (
-    f'objective {objective} ({name}) or its gradient is not finite in epoch '
-    f'{epoch + 1} step {step + 1}'
-  )
 
 
 def _score(tree, metrics, val, counts) -> float:
   """Hypervolume of the population, in (error, ln nonzeros)."""
   accuracy = metrics.accuracy if np.isnan(val.accuracy).any() else val.accuracy
   nonzeros = np.maximum(counts.nonzeros.total, 1)
-  points = np.column_stack([1 - accuracy.ravel(), np.log(nonzeros.ravel())])
-  one = next(_by_member(tree.params))
+  points = np.column_stack([1 - accuracy, np.log(nonzeros)])
+  one = next(split_members(tree.params))
   total = sum(x.size for _, x in masked_leaves(mopt.dense_kernels, one))
   points = points[np.isfinite(points).all(axis=1)]
   return mopt.hypervolume(points, (1.0, math.log(total) + 1))
@@ -264,86 +277,18 @@ def _summary(metrics, val, counts) -> str:
   )
 
 
-def _epoch_records(members, head, metrics, val, counts):
-  nonzeros, l1_norm = counts
-  columns = metrics._asdict() | {
-    'ce_val': val.ce,
-    'accuracy_val': val.accuracy,
-    'l1_norm': l1_norm,
-    'nonzeros': nonzeros.total,
-  }
-  columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
-  flat = {name: column.ravel().tolist() for name, column in columns.items()}
-  return [
-    head
-    | {'l1': l1, 'seed': seed}
-    | {name: column[index] for name, column in flat.items()}
-    for index, (l1, seed) in enumerate(members)
-  ]
-
-
-def _layer_name(path: str) -> str:
-  return path.removesuffix('/kernel').replace('/', '_')
-
-
-def _layer(path: str) -> str:
-  return f'nonzeros_{_layer_name(path)}'
-
-
-def _histogram_records(members, head, params) -> list[dict[str, Any]]:
-  records = []
-  for (l1, seed), tree in zip(members, _by_member(params)):
-    for path, kernel in masked_leaves(mopt.dense_kernels, tree):
-      about = head | {'l1': l1, 'seed': seed, 'layer': _layer_name(path)}
-      records.append(about | results.weight_histogram(kernel))
-  return records
-
-
-def _by_member(tree) -> Iterator[Any]:
-  """The tree of each member, from leaves `[S, L, ...]` in NumPy."""
-  leaves, structure = jax.tree.flatten(tree)
-  flat = (x.reshape(-1, *x.shape[2:]) for x in leaves)
-  return (jax.tree.unflatten(structure, member) for member in zip(*flat))
-
-
-def _rows(members, data, program, state, splits) -> list[dict[str, Any]]:
-  nonzeros, l1_norm = program.complexity(state)
-  unknown = Evaluation(*[np.full(program.layout.size, np.nan)] * 2)
-  scores = {
-    s: program.evaluate(state, s) if s in splits else unknown
-    for s in results.SPLIT_NAMES
-  }
-  columns = {f'ce_{split}': score.ce for split, score in scores.items()}
-  columns |= {'l1_norm': l1_norm, 'nonzeros': nonzeros.total}
-  columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
-  columns |= {f'acc_{split}': score.accuracy for split, score in scores.items()}
-  flat = {k: np.asarray(v).ravel().tolist() for k, v in columns.items()}
-  rows = [
-    {'l1': l1, 'seed': seed} | {k: v[index] for k, v in flat.items()}
-    for index, (l1, seed) in enumerate(members)
-  ]
-  failure = program.layout.collect(state.failure)
-  chance = np.bincount(data.train.labels).max() / len(data.train.labels)
-  for index, row in enumerate(rows):
-    if failure.objective.ravel()[index]:
-      row['status'] = _describe_failure(failure, index)
-    elif results.is_collapsed(row) or row['acc_train'] <= chance + 1e-6:
-      row['status'] = 'collapsed'
-    else:
-      row['status'] = 'ok'
-  return rows
-
-
-def _save_members(folder, config: Config, data: Dataset, members, variables):
+def _save_members(
+  folder: pathlib.Path,
+  config: Config,
+  data: Dataset,
+  members: Sequence[Member],
+  variables: Any,
+) -> None:
   folder.mkdir()
-  l1_values = {l1 for l1, _ in members if l1 is not None}
-  # Short, unless two weights would have one name.
-  is_short = len({f'{l1:g}' for l1 in l1_values}) == len(l1_values)
-  for (l1, seed), member in zip(members, _by_member(variables)):
-    number = f'{l1:g}' if l1 is not None and is_short else repr(l1)
-    weight = config.optimizer if l1 is None else f'l1_{number}'
+  names = file_names(members, config.optimizer)
+  for name, member in zip(names, split_members(variables)):
     network.save(
-      folder / f'{weight}_seed_{seed}.npz',
+      folder / f'{name}.npz',
       network.Network(
         variables=member,
         model=config.model,
