@@ -143,6 +143,7 @@ sys.modules['msvcrt'] = types.SimpleNamespace(LK_NBLCK=2, locking=locking)
 for name in 'fcntl', 'array_record', 'tensorflow_datasets', 'uvloop':
   sys.modules[name] = None
 del os.sched_getaffinity, os.set_blocking, signal.SIGKILL
+os.process_cpu_count = os.cpu_count
 sys.path.insert(0, {str(_ROOT)!r})
 import train
 train.app.run(train.main, flags_parser=train.parse_flags)
