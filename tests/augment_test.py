@@ -14,6 +14,8 @@ from mopt.training.augment import _move
 from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
 
+pytestmark = pytest.mark.usefixtures('exact_products')
+
 ALL = Augmentation(rotation=15.0, shift=0.1, flip=True)
 KEY = jax.random.key(0)
 

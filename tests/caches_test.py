@@ -63,6 +63,7 @@ def test_a_home_that_cannot_be_written_to_is_no_error(
 
 
 def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
+  """Processes with JAX, which take 3 s to start."""
   code = """if True:
     import jax
     from mopt.training import caches

@@ -189,6 +189,7 @@ def test_older_damage_does_not_keep_others_from_being_written(copy):
 
 
 def test_a_hundred_mutations_and_none_loads_as_another(three, tmp_path):
+  """Orbax reads a hundred of them: 10 s."""
   random = np.random.default_rng(0)
   outcomes = collections.Counter()
   for number in range(100):
@@ -388,6 +389,7 @@ for folder in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_while_it_saves_loses_at_most_that(tmp_path):
+  """Eight processes start, and are killed: 10 s."""
   random = np.random.default_rng(0)
   folders = [tmp_path / str(number) for number in range(8)]
   template = {'a': np.zeros(100_000, int)}

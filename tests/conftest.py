@@ -13,6 +13,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.devices import first_devices
+
 # Most of the time goes into compiling, much of it the same programs again, in
 # this process and in those that tests start.
 _PROGRAMS = tempfile.mkdtemp()
@@ -31,10 +33,14 @@ hypothesis.settings.load_profile('patient')
 @pytest.fixture
 def four_devices():
   """Four devices of the default platform; skips where there are fewer."""
-  devices = jax.devices()[:4]
-  if len(devices) < 4:
-    pytest.skip(f'needs 4 devices, found {len(devices)}')
-  return devices
+  return first_devices(4)
+
+
+@pytest.fixture
+def exact_products():
+  """Products as exact as CPUs have them: GPUs round to TF32, TPUs further."""
+  with jax.default_matmul_precision('highest'):
+    yield
 
 
 @pytest.fixture

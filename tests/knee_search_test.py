@@ -722,6 +722,7 @@ def test_a_damaged_table_is_refused_in_one_way(searched, tmp_path):
 
 
 def test_real_networks_are_searched_and_kept(tmp_path):
+  """A level and the knee are a program each: 10 s to compile."""
   data = load_dataset('mnist5k', val_size=320, train_size=320)
   config = Config(
     search='grid',

@@ -1,4 +1,7 @@
-"""Members spread over devices: who has whom, and that nothing else changes."""
+"""Members spread over devices: who has whom, and that nothing else changes.
+
+What trains is compiled for one device and for several: 6 to 10 s.
+"""
 
 import functools
 import itertools
@@ -21,8 +24,11 @@ from mopt.training.epoch import make_program
 from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
 from mopt.training.layout import over_devices
+from tests.devices import first_devices
 from tests.networks import Dropping
 from tests.networks import Normed
+
+pytestmark = pytest.mark.usefixtures('exact_products')
 
 
 class _Device(NamedTuple):
@@ -185,7 +191,7 @@ class _Found(NamedTuple):
 
 
 def _train(config, data, model, num_devices, grid):
-  program = make_program(config, model, data, jax.devices()[:num_devices])
+  program = make_program(config, model, data, first_devices(num_devices))
   layout = program.layout
   assert layout.grid == grid
   state = program.prune(program.init())

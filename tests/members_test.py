@@ -1,4 +1,7 @@
-"""Runs that stop and go on as if they never had, and members that fail."""
+"""Runs that stop and go on as if they never had, and members that fail.
+
+The first test with a program compiles it, for up to 10 s, for all that follow.
+"""
 
 import contextlib
 import csv
@@ -28,6 +31,7 @@ from mopt.training.evaluation import Evaluation
 from mopt.training.loop import Interrupted
 from mopt.training.population import make_population
 from mopt.training.population import Member
+from tests.devices import first_devices
 from tests.networks import Normed
 from tests.networks import Tiny
 
@@ -91,7 +95,7 @@ class _Runs:
     self.data = data
     self.config = config
     self.model = model or Tiny()
-    self.devices = jax.devices()[:num_devices]
+    self.devices = first_devices(num_devices)
 
   def go(self, name, stop_after=(), config=None, num_devices=None, **console):
     """Rows and output; the rows are `None` if it was stopped."""
@@ -105,7 +109,7 @@ class _Runs:
         self.model,
         self.data,
         workdir,
-        jax.devices()[:num_devices] if num_devices else self.devices,
+        first_devices(num_devices) if num_devices else self.devices,
         Console(file=output, width=200, **console),
         lambda: _log(workdir)[-1]['epoch'] in stop_after,
       )

@@ -16,6 +16,8 @@ from models.convolution import BatchLastConv
 from models.convolution import swap_batch
 import mopt
 
+pytestmark = pytest.mark.usefixtures('exact_products')
+
 IMAGES = jnp.zeros((2, 28, 28, 1))
 NHWC = ('NHWC', 'HWIO', 'NHWC')
 

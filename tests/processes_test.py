@@ -26,6 +26,7 @@ from mopt.training import processes
 from tests.networks import Tiny
 
 workdir, coordinator, which, epochs, devices, pause = sys.argv[1:]
+jax.config.update('jax_platforms', 'cpu')  # One GPU is for one process.
 jax.config.update('jax_num_cpu_devices', int(devices))
 if coordinator:
   processes.start(coordinator, 2, int(which), heartbeat_s=10)
@@ -89,6 +90,7 @@ def _check_equal(one, two):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
+  """Three processes that start and compile, on two cores: up to a minute."""
   one, two = tmp_path / 'one', tmp_path / 'two'
   _finish(_start(one))
   address = _coordinator()
@@ -105,7 +107,10 @@ def test_two_processes_train_what_one_does(tmp_path):
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_other_and_one_goes_on(tmp_path):
-  """With its checkpoint, on another number of devices."""
+  """With its checkpoint, on another number of devices.
+
+  It is missed after 10 s, and three processes start and compile: a minute.
+  """
   address, folder = _coordinator(), tmp_path / 'run'
   first, second = (
     _start(folder, address, i, epochs=8, pause=1) for i in (0, 1)
@@ -155,6 +160,7 @@ print(processes.any_of(which == '1'), processes.any_of(False), flush=True)
 
 
 def test_two_processes_have_what_the_first_one_found():
+  """Two processes, which take 3 s to start."""
   address = _coordinator()
   started = [
     subprocess.Popen(

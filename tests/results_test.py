@@ -326,6 +326,7 @@ def test_a_network_without_statistics_has_none(tmp_path):
 
 
 def test_a_vgg_that_is_read_answers_as_before(tmp_path):
+  """Compiles VGG twice, to start and to answer: 4 s."""
   model = models.create('vgg')
   images = np.zeros((1, 8, 8, 3), np.uint8)
   variables = jax.jit(

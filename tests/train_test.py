@@ -49,6 +49,7 @@ def _train(*args, cwd):
 
 @pytest.mark.slow
 def test_a_run_leaves_what_it_promises(tmp_path):
+  """A process of its own compiles LeNet-5 and trains it: 20 s."""
   args = ('--epochs=6', '--train_size=640', '--l1=1e-4,3e-3', '--seed=0,1')
   done = _train(*args, cwd=tmp_path)
   assert done.returncode == 0, done.stderr
@@ -142,6 +143,7 @@ sys.modules['msvcrt'] = types.SimpleNamespace(LK_NBLCK=2, locking=locking)
 for name in 'fcntl', 'array_record', 'tensorflow_datasets', 'uvloop':
   sys.modules[name] = None
 del os.sched_getaffinity, os.set_blocking, signal.SIGKILL
+os.process_cpu_count = os.cpu_count
 sys.path.insert(0, {str(_ROOT)!r})
 import train
 train.app.run(train.main, flags_parser=train.parse_flags)
@@ -166,6 +168,7 @@ def test_the_embedded_digits_train_without_what_windows_lacks(tmp_path):
 
 @pytest.mark.slow
 def test_multiobjective_members_find_their_weights(call, tmp_path):
+  """Compiles LeNet-5, for an epoch of all digits: 20 s."""
   code, out, err = call('--optimizer=madam', '--epochs=1', '--workdir=run')
   assert (code, err) == (0, '')
   assert 'found' in out
@@ -453,7 +456,10 @@ def test_another_search_is_not_resumed(call, tmp_path, args, named):
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_to_the_same_end(tmp_path):
-  """SIGKILL in the second of two levels; three processes, two programs."""
+  """SIGKILL in the second of two levels; three processes, two programs.
+
+  Each process compiles LeNet-5 twice, so a minute.
+  """
   command = [
     *(sys.executable, str(_ROOT / 'train.py')),
     *('--search=bisection', '--search_range=1e-4,1e-1', '--max_runs=3'),

@@ -1,4 +1,8 @@
-"""The compiled epoch: devices, members, batches, evaluation."""
+"""The compiled epoch: devices, members, batches, evaluation.
+
+Most tests compile an epoch of their own or two, which takes 3 to 10 s; those
+that take longer say why.
+"""
 
 import collections
 import functools
@@ -31,10 +35,13 @@ from mopt.training.epoch import make_program
 from mopt.training.epoch import Metrics
 from mopt.training.epoch import must_stream
 from mopt.training.layout import make_layout
+from tests.devices import first_devices
 from tests.networks import Convolutional
 from tests.networks import Dropping
 from tests.networks import Normed
 from tests.networks import Tiny
+
+pytestmark = pytest.mark.usefixtures('exact_products')
 
 
 def _take(split, n):
@@ -59,9 +66,7 @@ def _config(**kwargs):
 
 
 def _program(config, data, num_devices=1, model=None):
-  return make_program(
-    config, model or Tiny(), data, jax.devices()[:num_devices]
-  )
+  return make_program(config, model or Tiny(), data, first_devices(num_devices))
 
 
 def _epochs(config, data, num_devices=1, epochs=1, model=None):
@@ -664,7 +669,7 @@ def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples():
   for name, column in values.items():
     if name.startswith('weight_2'):
       continue
-    total = column.sum(axis=0)
+    total = column.sum(axis=0).ravel()
     count = 10 if name in ('ce', 'accuracy') else 3
     np.testing.assert_allclose(getattr(found, name), total / count, rtol=1e-6)
 
@@ -679,7 +684,10 @@ def test_nothing_is_pruned_where_nothing_is_to_be(digits):
 
 @pytest.mark.slow
 def test_vgg_trains():
-  """Two steps of random pictures: does all of it work together?"""
+  """Two steps of random pictures: does all of it work together?
+
+  The only one with the real network, which takes 20 s to compile.
+  """
   random = np.random.default_rng(0)
   images = random.integers(0, 256, (32, 32, 32, 3)).astype(np.uint8)
   split = Split(images, random.integers(0, 10, 32).astype(np.int32))
@@ -706,7 +714,10 @@ def test_vgg_trains():
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.slow
 def test_every_optimizer_learns_real_digits(optimizer):
-  """Shortened to 8 epochs, and to 12 for SGD, which prunes more slowly."""
+  """Shortened to 8 epochs, and to 12 for SGD, which prunes more slowly.
+
+  Of all the training data, for up to 20 s.
+  """
   data = load_dataset('mnist5k')
   epochs = 12 if optimizer == 'sgd' else 8
   config = _optimizer_config(optimizer, epochs=epochs)
@@ -756,7 +767,10 @@ def test_nothing_turns_into_float64_with_x64(digits, optimizer, model):
 
 
 def test_an_epoch_with_x64_is_the_same(digits):
-  """Seeds, order of the examples, and what is random in augmentation."""
+  """Seeds, order of the examples, and what is random in augmentation.
+
+  Compiled twice, with augmentation: 10 s.
+  """
   config = _config(rotation=15.0, shift=0.1, flip=True)
   data = digits._replace(train=_take(digits.train, 128))
   _, expected, _ = _epochs(config, data)
