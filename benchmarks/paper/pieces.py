@@ -1,7 +1,6 @@
 """Runs pieces by train.py, and keeps what came out of each as one JSON."""
 
 from collections.abc import Callable, Sequence
-import fcntl
 import json
 import math
 import os
@@ -17,6 +16,8 @@ import numpy as np
 from benchmarks.paper.plan import Piece
 from mopt.training.files import read_csv
 from mopt.training.files import write_text
+from mopt.training.resume import Busy
+from mopt.training.resume import locked
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Fig. 5(c) is all that is made of histograms.
@@ -80,12 +81,13 @@ def train(
     return False
   places.work.mkdir(parents=True, exist_ok=True)
   places.results.mkdir(parents=True, exist_ok=True)
-  with (places.work / f'{piece.name}.lock').open('w') as lock:
-    try:  # Released when this process ends, however it does.
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise Failed(f'{piece.name}: being trained already.', 1) from error
-    _train(piece, places, data_dir, quick, call)
+  lock = places.work / f'{piece.name}.locked'
+  lock.mkdir(exist_ok=True)
+  try:
+    with locked(lock):
+      _train(piece, places, data_dir, quick, call)
+  except Busy as error:
+    raise Failed(f'{piece.name}: being trained already.', 1) from error
   return True
 
 
