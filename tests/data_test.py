@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mopt.training import Config
 from mopt.training import data as data_lib
 from mopt.training import load_dataset
 
@@ -505,12 +506,17 @@ def test_arrays_may_be_of_jax():
     ),
     # In 0..1, or with more bits.
     (
-      dict(train=_of(6, np.float32)),
-      'pixels of 0..255 in uint8 in the split train, got float32.',
+      dict(val=_of(2, np.float32)),
+      'uint8 in the split val, as in train, got float32.',
     ),
     (
       dict(test=_of(3, np.uint16)),
-      'pixels of 0..255 in uint8 in the split test, got uint16.',
+      'pixels of 0..255 in uint8, or float features, in the split test, got '
+      'uint16.',
+    ),
+    (
+      dict(train=_of(6, np.float32)),
+      'float32 in the split val, as in train, got uint8.',
     ),
     (
       dict(test=_of(3, shape=(8, 9, 1))),
@@ -549,6 +555,30 @@ def test_arrays_may_be_of_jax():
       )
     ),
     (dict(num_classes=1), 'at least 2 classes, got 1.'),
+    # It trained to the end, and the picture of the front had no dots.
+    (
+      dict(test=_of(0) | _labels()),
+      'examples in the split test, got none.',
+    ),
+    (
+      dict(train=_of(0) | _labels()),
+      'examples in the split train, got none.',
+    ),
+    (
+      dict(mean=(0.0, 0.0), std=(1.0, 1.0)),
+      'a mean and a standard deviation for each of the 1 places on the last '
+      'axis, got 2 and 2.',
+    ),
+    (
+      dict(mean=0.0, std=(1.0, 1.0)),
+      'a mean and a standard deviation for each of the 1 places on the last '
+      'axis, got 1 and 2.',
+    ),
+    (
+      dict(mean=(0.0,), std=(1e-39,)),
+      'a finite mean and a positive, finite standard deviation, got 0.0 and '
+      '1e-39 at place 0 of the last axis.',
+    ),
   ],
 )
 def test_data_that_do_not_fit_are_one_line(changes, said):
@@ -561,7 +591,7 @@ def test_data_that_do_not_fit_are_one_line(changes, said):
   ('train', 'test', 'said'),
   [
     (0, -1, 'labels 0 to 9 in the split test, got -1 to -1 .are they hidden'),
-    (-1, 0, 'labels 0 to 9 in the split train, got -1 to -1'),
+    (-1, 0, 'at least 2 classes, got 0'),
     (-1, -1, 'at least 2 classes, got 0'),
   ],
 )
@@ -574,6 +604,108 @@ def test_labels_that_tfds_hides_are_refused(
   _count_calls(monkeypatch, '_read_tfds', arrays)
   with pytest.raises(ValueError, match=f'^dataset=quiz: expected {said}'):
     load_dataset('quiz')
+
+
+def test_a_class_that_is_only_tested_is_out_of_range(cache, monkeypatch):
+  images, labels = _digits()
+  arrays = [images, np.minimum(labels, 4), images, labels]
+  _count_calls(monkeypatch, '_read_tfds', arrays)
+  message = '^dataset=odd: expected labels 0 to 4 in the split test, got 0 to 9'
+  with pytest.raises(ValueError, match=message):
+    load_dataset('odd')
+
+
+def _features(*values, dtype=np.float32):
+  """Three classes of one example, each a row of `values`."""
+  train = data_lib.Split(np.array(values, dtype), np.arange(3))
+  none = data_lib.Split(train.images[:0], train.labels[:0])
+  return data_lib.Dataset('own', 3, train, none, train, 0.0, 1.0)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize('rank', [1, 2, 3])
+def test_features_may_have_any_shape(dtype, rank):
+  row = np.ones((2,) * rank)
+  data = _features(row, row, row, dtype=dtype)
+  data_lib.check_data(data)
+  data_lib.check_data(data._replace(mean=(0.0, 1.0), std=(2.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+  ('values', 'said'),
+  [
+    ([[0, 1], [2, 3], [4, np.nan]], 'nan at [2, 1]'),
+    ([[0, 1], [-np.inf, 3], [4, 5]], '-inf at [1, 0]'),
+    ([[0, 1], [2, 1e39], [4, 5]], '1e+39 at [1, 1]'),
+  ],
+)
+def test_features_beyond_float32_are_one_line(values, said):
+  data = _features(*values, dtype=np.float64)
+  with pytest.raises(ValueError) as error:
+    data_lib.check_data(data)
+  assert str(error.value) == (
+    'dataset=own: expected features that are finite in float32 in the split '
+    f'train, got {said}.'
+  )
+  fine = _features([0, 1], [2, 3], [4, 5], dtype=np.float64)
+  with pytest.raises(ValueError, match='in the split test, got'):
+    data_lib.check_data(fine._replace(test=data.test))
+
+
+@pytest.mark.parametrize('values', [[0, 1, 2], [[], [], []]])
+def test_features_without_a_size_are_one_line(values):
+  with pytest.raises(ValueError, match=r'features \[n, \.\.\.\] in the split'):
+    data_lib.check_data(_features(*values))
+
+
+@pytest.mark.parametrize('shape', [(7, 3), (5, 4, 3), (3_500_001, 3)])
+def test_moments_of_features_are_those_of_numpy(shape):
+  # Parts of up to 10 million values are summed at a time.
+  random = np.random.default_rng(0)
+  x = random.standard_normal(shape, np.float32) * np.float32([1, 9, 0])
+  x += np.float32([0, 100, 0.1])
+  mean, std = data_lib._feature_moments(x)
+  flat = x.reshape(-1, 3)[:, :2].astype(np.float64)
+  np.testing.assert_allclose(mean[:2], flat.mean(axis=0), rtol=1e-9, atol=1e-9)
+  np.testing.assert_allclose(std[:2], flat.std(axis=0), rtol=1e-9)
+  # One that never changes becomes 0, not noise of rounding.
+  assert std[2] == 1.0
+  assert type(mean[0]) is type(std[0]) is float
+  last = np.asarray(data_lib.normalise(x[:1], mean, std))[..., 2]
+  np.testing.assert_array_equal(last, 0.0)
+
+
+@pytest.mark.parametrize(('name', 'value'), [('rotation', 5.0), ('flip', True)])
+def test_features_are_not_moved(name, value):
+  table = _features([0, 1], [2, 3], [4, 5])
+  message = f'{name}={value}: expected none with dataset=own, whose examples '
+  with pytest.raises(ValueError, match=message):
+    data_lib.check_augmentation(Config(**{name: value}), table)
+  data_lib.check_augmentation(Config(), table)
+  pictures = _features(*np.zeros((3, 8, 8, 1)))
+  data_lib.check_augmentation(Config(**{name: value}), pictures)
+
+
+def test_the_pixels_decide_how_pictures_are_scaled(cache, monkeypatch):
+  images, labels = _digits()
+  ground = np.random.RandomState(1).rand(*images.shape) < 0.6
+  arrays = [np.where(ground, 0, images), labels, images, labels]
+  arrays[0] = arrays[0].astype(np.uint8)
+  _count_calls(monkeypatch, '_read_tfds', arrays)
+  dark = load_dataset('flowers')
+  assert (dark.mean, dark.std) == (0.0, 255.0)
+  _count_calls(monkeypatch, '_read_tfds', [images, labels, images, labels])
+  light = load_dataset('light_mnist')
+  assert light.mean == pytest.approx(images.mean(), rel=1e-9)
+
+
+def test_a_folder_of_tfds_is_for_sets_of_tfds():
+  message = (
+    '^data_dir=/some/where: expected none with dataset=mnist5k; it is where '
+    r'TFDS keeps its sets\.$'
+  )
+  with pytest.raises(ValueError, match=message):
+    load_dataset('mnist5k', data_dir='/some/where')
 
 
 def test_classes_are_those_of_all_examples(cache, monkeypatch):

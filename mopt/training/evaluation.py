@@ -12,6 +12,7 @@ import optax
 
 from mopt.training.data import Dataset
 from mopt.training.data import normalise
+from mopt.training.data import Scale
 from mopt.training.data import Split
 from mopt.training.layout import Layout
 
@@ -106,8 +107,8 @@ def _batches(
 
 def _sums(
   model: nn.Module,
-  mean: float,
-  std: float,
+  mean: Scale,
+  std: Scale,
   axis: str | None,
   variables: PyTree,
   split: Split,
