@@ -444,7 +444,8 @@ def main(argv: list[str]) -> None:
   if config.is_search:
     job = functools.partial(training.search, resume=FLAGS.resume)
   # The others say what the first one says.
-  console = Console(quiet=not processes.is_first())
+  # Names of files may hold what rich takes for markup.
+  console = Console(quiet=not processes.is_first(), markup=False)
   try:
     with stack, locked(workdir), signals.stop_on_signals() as should_stop:
       job(config, model, data, workdir, None, console, should_stop=should_stop)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import hashlib
 import importlib.util
 import logging
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -266,7 +267,7 @@ def load_dataset(
   else:
     if path is None:
       arrays = _cached(name, lambda: _read_tfds(name, data_dir))
-    elif path.suffix.lower() == '.npz' or path.is_file():
+    elif path.suffix.lower() == '.npz' or os.path.isfile(path):
       arrays = own_data.read_npz(name, path)
     else:
       pictures = own_data.list_pictures(name, path)

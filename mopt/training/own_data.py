@@ -61,13 +61,15 @@ def find(name: str) -> pathlib.Path | None:
   path = pathlib.Path(os.path.expanduser(name))
   if not name:
     return None
-  if path.suffix.lower() == '.npz' or path.is_file():
+  # Of os.path, which takes what no file could be called, too.
+  if path.suffix.lower() == '.npz' or os.path.isfile(path):
     return path
   if path.is_absolute() or name[0] in '.~' or name[-1] in ('/', os.sep):
     return path
-  if any((path / split).is_dir() for split in _SPLITS):
+  if any(os.path.isdir(path / split) for split in _SPLITS):
     return path
-  return path if path.is_dir() and not re.fullmatch(r'\w+', name) else None
+  is_other = os.path.isdir(path) and not re.fullmatch(r'\w+', name)
+  return path if is_other else None
 
 
 def read_npz(name: str, path: pathlib.Path) -> list[np.ndarray]:
@@ -146,8 +148,17 @@ def list_pictures(name: str, folder: pathlib.Path) -> Pictures:
       picture, and what is neither a picture nor a folder of a class.
   """
   start = f'dataset={name}: expected'
-  if not folder.is_dir():
+  if not os.path.isdir(folder):
     raise DataError(f'{start} {_WANTED}; there is none.')
+  try:
+    return _list_pictures(start, folder)
+  except OSError as error:  # Somebody else's, or it goes while it is read.
+    raise DataError(
+      f'{start} a folder that can be read ({error.strerror}: {error.filename}).'
+    ) from error
+
+
+def _list_pictures(start: str, folder: pathlib.Path) -> Pictures:
   classes = {}
   for split in _SPLITS:
     if not (folder / split).is_dir():
@@ -196,13 +207,14 @@ def read_pictures(name: str, pictures: Pictures) -> list[np.ndarray]:
     DataError: for a picture that cannot be read, has more than 8 bits in a
       channel, or not the size of the first one.
   """
+  from rich.markup import escape
   from rich.progress import track
 
   first: tuple[str, tuple[int, ...]] | None = None
   arrays: list[list[np.ndarray]] = []
   for split, paths in zip(_SPLITS, pictures.paths):
     arrays.append([])
-    for path in track(paths, f'decoding {name}, {split}'):
+    for path in track(paths, escape(f'decoding {name}, {split}')):
       file = str(path.relative_to(pictures.folder))
       try:
         pixels = _decode(path)
