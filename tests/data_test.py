@@ -14,6 +14,7 @@ import pytest
 from mopt.training import Config
 from mopt.training import data as data_lib
 from mopt.training import load_dataset
+from mopt.training import sources
 
 _TFDS = pathlib.Path(__file__).parents[2] / 'shared' / 'tfds'
 needs_tfds = pytest.mark.skipif(
@@ -36,7 +37,7 @@ def _count_calls(monkeypatch, name, arrays):
     calls.append(args)
     return arrays
 
-  monkeypatch.setattr(data_lib, name, read)
+  monkeypatch.setattr(sources, name, read)
   return calls
 
 
@@ -61,7 +62,7 @@ def test_mnist5k_has_the_documented_stratified_split():
 def test_mnist5k_is_made_once_and_then_found(cache, monkeypatch):
   first = load_dataset('mnist5k')
   assert (cache / 'mnist5k.npz').exists()
-  monkeypatch.setattr(data_lib, '_read_mnist5k', None)
+  monkeypatch.setattr(sources, 'read_mnist5k', None)
   second = load_dataset('mnist5k')
   for split in ('train', 'val', 'test'):
     for x, y in zip(getattr(first, split), getattr(second, split)):
@@ -134,7 +135,7 @@ def test_a_training_size_that_cannot_be_had_is_refused(size, val_size, most):
 
 
 def test_the_second_start_reads_the_cache(cache, monkeypatch):
-  calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  calls = _count_calls(monkeypatch, 'read_mnist5k', _digits())
   first = load_dataset('mnist5k', val_size=100)
   second = load_dataset('mnist5k', val_size=100)
   assert len(calls) == 1
@@ -142,9 +143,22 @@ def test_the_second_start_reads_the_cache(cache, monkeypatch):
   assert [p.name for p in cache.iterdir()] == ['mnist5k.npz']
 
 
+def test_a_set_in_another_folder_is_another_set(cache, monkeypatch):
+  images, labels = _digits()
+  for folder, x in (('here', images), ('there', 255 - images), (None, images)):
+    calls = _count_calls(monkeypatch, 'read_tfds', [x, labels, x, labels])
+    for _ in range(2):
+      data = load_dataset('own_set', folder)
+      np.testing.assert_array_equal(data.test.images, x)
+    assert calls == [('own_set', folder)]
+  monkeypatch.setattr(sources, 'read_tfds', None)
+  load_dataset('own_set', './there/')
+  assert len(list(cache.iterdir())) == 3
+
+
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'empty', 'foreign'])
 def test_a_damaged_cache_is_made_anew(cache, monkeypatch, damage):
-  calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  calls = _count_calls(monkeypatch, 'read_mnist5k', _digits())
   expected = load_dataset('mnist5k', val_size=100)
   path = cache / 'mnist5k.npz'
   content = bytearray(path.read_bytes())
@@ -167,12 +181,12 @@ def test_a_damaged_cache_is_made_anew(cache, monkeypatch, damage):
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
   (tmp_path / 'file').write_text('in the way')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-  _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  _count_calls(monkeypatch, 'read_mnist5k', _digits())
   assert len(load_dataset('mnist5k', val_size=100).train.labels) == 600
 
 
 def test_a_failed_write_leaves_nothing_behind(cache, monkeypatch):
-  _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  _count_calls(monkeypatch, 'read_mnist5k', _digits())
 
   def full_disk(file, *arrays):
     file.write(b'half a file')
@@ -191,6 +205,7 @@ import time
 import numpy as np
 
 from mopt.training import data
+from mopt.training import sources
 
 savez = np.savez
 
@@ -206,7 +221,7 @@ def half(file, *arrays):
 
 np.savez = half
 labels = np.arange(1200, dtype=np.int32) % 10
-data._read_mnist5k = lambda: [np.ones((1200, 28, 28, 1), np.uint8), labels]
+sources.read_mnist5k = lambda: [np.ones((1200, 28, 28, 1), np.uint8), labels]
 data.load_dataset('mnist5k', val_size=100)
 """
 
@@ -227,7 +242,7 @@ def test_a_process_killed_while_writing_leaves_no_cache(cache, monkeypatch):
   assert len(left) == 1
   assert left[0].name != 'mnist5k.npz'
   assert left[0].stat().st_size > 100_000
-  calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  calls = _count_calls(monkeypatch, 'read_mnist5k', _digits())
   first = load_dataset('mnist5k', val_size=100)
   second = load_dataset('mnist5k', val_size=100)
   assert len(calls) == 1
@@ -254,7 +269,7 @@ def test_pictures_of_one_colour_are_not_divided_by_zero():
 
 def test_sets_other_than_mnist_are_standardised(cache, monkeypatch):
   images, labels = _digits()
-  _count_calls(monkeypatch, '_read_tfds', [images, labels, images, labels])
+  _count_calls(monkeypatch, 'read_tfds', [images, labels, images, labels])
   data = load_dataset('cifar10')
   scaled = np.asarray(
     data_lib.normalise(data.train.images, data.mean, data.std)
@@ -276,7 +291,7 @@ def test_missing_data_is_one_line_with_a_way_out(cache, tmp_path, monkeypatch):
 
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', offline)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
-  with pytest.raises(data_lib.DataError) as error:
+  with pytest.raises(sources.DataError) as error:
     load_dataset('mnist', data_dir=str(tmp_path))
   message = str(error.value)
   assert '\n' not in message
@@ -285,7 +300,7 @@ def test_missing_data_is_one_line_with_a_way_out(cache, tmp_path, monkeypatch):
 
 
 def test_an_unknown_set_is_one_line(cache):
-  with pytest.raises(data_lib.DataError, match='dataset=no_such_set'):
+  with pytest.raises(sources.DataError, match='dataset=no_such_set'):
     load_dataset('no_such_set')
 
 
@@ -379,7 +394,7 @@ def test_what_is_no_classification_of_pictures_is_one_line(
     for name, value in change.items()
   }
   prepared(**change)
-  with pytest.raises(data_lib.DataError, match=said) as error:
+  with pytest.raises(sources.DataError, match=said) as error:
     load_dataset('odd_digits')
   assert str(error.value).startswith('dataset=odd_digits: expected')
   assert '\n' not in str(error.value)
@@ -387,14 +402,14 @@ def test_what_is_no_classification_of_pictures_is_one_line(
 
 def test_pictures_of_several_sizes_are_one_line(prepared, monkeypatch):
   prepared()
-  decode = data_lib._decode
+  decode = sources._decode
 
   def grow(source, name):
     source.examples[7]['image'] = np.zeros((21, 24, 3), np.uint8)
     return decode(source, name)
 
-  monkeypatch.setattr(data_lib, '_decode', grow)
-  with pytest.raises(data_lib.DataError, match='expected pictures of one size'):
+  monkeypatch.setattr(sources, '_decode', grow)
+  with pytest.raises(sources.DataError, match='expected pictures of one size'):
     load_dataset('odd_digits')
 
 
@@ -405,7 +420,7 @@ def test_without_tensorflow_nothing_is_downloaded(cache, tmp_path, monkeypatch):
     'find_spec',
     lambda n: None if n == 'tensorflow' else find(n),
   )
-  with pytest.raises(data_lib.DataError, match='TensorFlow is not installed'):
+  with pytest.raises(sources.DataError, match='TensorFlow is not installed'):
     load_dataset('fashion_mnist', data_dir=str(tmp_path))
 
 
@@ -419,7 +434,7 @@ def test_without_array_record_only_the_embedded_digits_are_read(
     lambda n: None if n == 'array_record' else find(n),
   )
   message = 'dataset=mnist: expected array_record.* --dataset=mnist5k'
-  with pytest.raises(data_lib.DataError, match=message):
+  with pytest.raises(sources.DataError, match=message):
     load_dataset('mnist')
   assert len(load_dataset('mnist5k').test.labels) == 500
 
@@ -601,7 +616,7 @@ def test_labels_that_tfds_hides_are_refused(
   images, labels = _digits()
   hide = lambda value: labels if value == 0 else np.full_like(labels, value)
   arrays = [images, hide(train), images, hide(test)]
-  _count_calls(monkeypatch, '_read_tfds', arrays)
+  _count_calls(monkeypatch, 'read_tfds', arrays)
   with pytest.raises(ValueError, match=f'^dataset=quiz: expected {said}'):
     load_dataset('quiz')
 
@@ -609,7 +624,7 @@ def test_labels_that_tfds_hides_are_refused(
 def test_a_class_that_is_only_tested_is_out_of_range(cache, monkeypatch):
   images, labels = _digits()
   arrays = [images, np.minimum(labels, 4), images, labels]
-  _count_calls(monkeypatch, '_read_tfds', arrays)
+  _count_calls(monkeypatch, 'read_tfds', arrays)
   message = '^dataset=odd: expected labels 0 to 4 in the split test, got 0 to 9'
   with pytest.raises(ValueError, match=message):
     load_dataset('odd')
@@ -691,10 +706,10 @@ def test_the_pixels_decide_how_pictures_are_scaled(cache, monkeypatch):
   ground = np.random.RandomState(1).rand(*images.shape) < 0.6
   arrays = [np.where(ground, 0, images), labels, images, labels]
   arrays[0] = arrays[0].astype(np.uint8)
-  _count_calls(monkeypatch, '_read_tfds', arrays)
+  _count_calls(monkeypatch, 'read_tfds', arrays)
   dark = load_dataset('flowers')
   assert (dark.mean, dark.std) == (0.0, 255.0)
-  _count_calls(monkeypatch, '_read_tfds', [images, labels, images, labels])
+  _count_calls(monkeypatch, 'read_tfds', [images, labels, images, labels])
   light = load_dataset('light_mnist')
   assert light.mean == pytest.approx(images.mean(), rel=1e-9)
 
@@ -712,7 +727,7 @@ def test_classes_are_those_of_all_examples(cache, monkeypatch):
   """Not of those that are left to train on."""
   images, labels = _digits()
   arrays = [images, labels, images, np.minimum(labels, 4)]
-  _count_calls(monkeypatch, '_read_tfds', arrays)
+  _count_calls(monkeypatch, 'read_tfds', arrays)
   data = load_dataset('odd', val_size=5, train_size=3)
   assert data.num_classes == 10
   assert len(np.unique(data.train.labels)) <= 3

@@ -386,9 +386,9 @@ def test_a_folder_is_decoded_once_and_again_if_a_file_changes(
   here, digits, monkeypatch
 ):
   calls = []
-  read = own_data.read_pictures
+  decode = own_data.decode
   monkeypatch.setattr(
-    own_data, 'read_pictures', lambda *args: calls.append(1) or read(*args)
+    own_data, 'decode', lambda *args: calls.append(1) or decode(*args)
   )
   folder = _folder(here / 'pictures', digits)
   first = load_dataset('pictures')
@@ -541,7 +541,7 @@ def test_a_damaged_picture_is_named(here, digits, damage):
     file.write_text('not a picture')
   else:
     Image.new('L', (28, 28)).save(file, format='GIF')
-  with pytest.raises(data_lib.DataError) as error:
+  with pytest.raises(own_data.DataError) as error:
     load_dataset('pictures')
   message = str(error.value)
   assert message.startswith(

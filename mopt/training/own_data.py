@@ -12,9 +12,13 @@ import pathlib
 import re
 from typing import NamedTuple
 import zipfile
-import zlib
 
 import numpy as np
+
+from mopt.training.sources import cached
+from mopt.training.sources import DAMAGED_ARCHIVE
+from mopt.training.sources import DataError
+from mopt.training.sources import digest
 
 _ARRAYS = ('x_train', 'y_train', 'x_test', 'y_test')
 _SPLITS = ('train', 'test')
@@ -23,23 +27,6 @@ _WANTED = (
   'a file .npz with x_train, y_train, x_test and y_test, or a folder with '
   'train/CLASS/ and test/CLASS/'
 )
-
-# What reading an .npz file may raise where there is none, or bits have flipped;
-# a flip in its index may ask for a way of compression that zipfile has not.
-DAMAGED_ARCHIVE = (
-  OSError,
-  EOFError,
-  KeyError,
-  ValueError,
-  NotImplementedError,
-  RuntimeError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
-
-
-class DataError(ValueError):
-  """The data cannot be had; the message says what to do."""
 
 
 class Pictures(NamedTuple):
@@ -193,11 +180,24 @@ def _list_pictures(start: str, folder: pathlib.Path) -> Pictures:
     labels.append(np.repeat(np.array(places, np.int32), counts))
     if not paths[-1]:
       raise DataError(f'{start} pictures in {split}, got none.')
-  key = _digest(folder, [*paths[0], *paths[1]])
+  key = _key(folder, [*paths[0], *paths[1]])
   return Pictures(folder, names, tuple(paths), tuple(labels), key)
 
 
 def read_pictures(name: str, pictures: Pictures) -> list[np.ndarray]:
+  """All pictures, as `decode` gives them, or as it gave them to the cache.
+
+  That has a place for each folder, and what was there last.
+  """
+  folder = pictures.folder.resolve()
+  return cached(
+    f'{folder.name[:40]}-{digest(str(folder))}',
+    lambda: decode(name, pictures),
+    key=pictures.key,
+  )
+
+
+def decode(name: str, pictures: Pictures) -> list[np.ndarray]:
   """Decodes all pictures: uint8 `[n, height, width, channels]`, and labels.
 
   One channel if all are grey, else three; transparency is dropped. A picture
@@ -217,7 +217,7 @@ def read_pictures(name: str, pictures: Pictures) -> list[np.ndarray]:
     for path in track(paths, escape(f'decoding {name}, {split}')):
       file = str(path.relative_to(pictures.folder))
       try:
-        pixels = _decode(path)
+        pixels = _decode_file(path)
       except Exception as error:  # Pillow raises what its decoders raise.
         reason = ' '.join(str(error).rstrip('.').split())
         raise DataError(
@@ -259,17 +259,17 @@ def _in_class(
   return found
 
 
-def _digest(folder: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
+def _key(folder: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
   """Of the names, sizes and times of files."""
-  digest = hashlib.sha256()
+  state = hashlib.sha256()
   for path in paths:
     stat = path.stat()
     line = path.relative_to(folder), stat.st_size, stat.st_mtime_ns
-    digest.update(repr(line).encode())
-  return digest.hexdigest()
+    state.update(repr(line).encode())
+  return state.hexdigest()
 
 
-def _decode(path: pathlib.Path) -> np.ndarray:
+def _decode_file(path: pathlib.Path) -> np.ndarray:
   """One picture in uint8, `[height, width, 1 or 3]`."""
   from PIL import Image
   from PIL import ImageOps
