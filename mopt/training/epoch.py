@@ -28,9 +28,11 @@ from mopt.training.batches import spread
 from mopt.training.batches import steps_per_epoch
 from mopt.training.batches import stream
 from mopt.training.config import Config
+from mopt.training.data import check_augmentation
 from mopt.training.data import check_data
 from mopt.training.data import Dataset
 from mopt.training.data import normalise
+from mopt.training.data import Scale
 from mopt.training.data import Split
 from mopt.training.evaluation import Evaluation
 from mopt.training.evaluation import make_evaluate
@@ -106,11 +108,12 @@ def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
 
   Raises:
     ValueError: for data that `mopt.training.data.check_data` refuses, a batch
-      larger than the data, pictures that the network cannot take, logits of
-      another number than there are classes, a network without a dense layer,
-      whose complexity would be 0, or no example to select on.
+      larger than the data, examples that the network cannot take, or that
+      cannot be moved as asked, logits of another number than there are classes,
+      or a network without a dense layer, whose complexity would be 0.
   """
   check_data(data)
+  check_augmentation(config, data)
   steps_per_epoch(config, len(data.train.labels))
   image = jax.ShapeDtypeStruct((1, *data.train.images.shape[1:]), jnp.float32)
   logits, variables = jax.eval_shape(
@@ -128,11 +131,6 @@ def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
     raise ValueError(
       'model: expected a dense layer, a leaf named kernel with two axes, to '
       f'penalise, prune and count the weights of; its leaves are {names}.'
-    )
-  if config.select_on == 'test' and not len(data.test.labels):
-    raise ValueError(
-      f'select_on=test: expected examples in the split test of {data.name}, '
-      'got none.'
     )
 
 
@@ -292,8 +290,8 @@ def make_program(
 def _train(
   config: Config,
   model: nn.Module,
-  mean: float,
-  std: float,
+  mean: Scale,
+  std: Scale,
   steps: int,
   axis: str | None,
   state: State,

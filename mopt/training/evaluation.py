@@ -13,6 +13,7 @@ import optax
 
 from mopt.training.data import Dataset
 from mopt.training.data import normalise
+from mopt.training.data import Scale
 from mopt.training.data import Split
 from mopt.training.layout import Layout
 from mopt.training.layout import over_devices
@@ -108,8 +109,8 @@ def _batches(
 
 def _sums(
   model: nn.Module,
-  mean: float,
-  std: float,
+  mean: Scale,
+  std: Scale,
   axis: str | None,
   variables: PyTree,
   split: Split,

@@ -10,8 +10,9 @@ import numpy as np
 
 from mopt.masks import path_name
 from mopt.training import files
-from mopt.training.data import DAMAGED_ARCHIVE
 from mopt.training.data import normalise
+from mopt.training.data import Scale
+from mopt.training.sources import DAMAGED_ARCHIVE
 
 PyTree = Any
 
@@ -23,9 +24,9 @@ class Network(NamedTuple):
   variables: dict[str, PyTree]
   model: str  # For `models.create`.
   num_classes: int
-  image_shape: tuple[int, ...]  # (height, width, channels)
-  mean: float  # Of the pixels, see `mopt.training.normalise`.
-  std: float
+  image_shape: tuple[int, ...]  # (height, width, channels), or of features.
+  mean: Scale  # Of pixels or features, see `mopt.training.normalise`.
+  std: Scale
 
   @property
   def params(self) -> PyTree:
@@ -33,7 +34,7 @@ class Network(NamedTuple):
     return self.variables['params']
 
   def preprocess(self, images: np.ndarray) -> jax.Array:
-    """From pixels 0..255 `[batch, height, width, channels]` to an input."""
+    """From pixels 0..255, or features, `[batch, *image_shape]` to an input."""
     if tuple(images.shape[1:]) != self.image_shape:
       raise ValueError(
         f'expected images [batch, {", ".join(map(str, self.image_shape))}], '
@@ -100,8 +101,8 @@ def load(path: str | os.PathLike) -> Network:
       model=str(about['model']),
       num_classes=int(about['num_classes']),
       image_shape=tuple(int(n) for n in about['image_shape']),
-      mean=float(about['mean']),
-      std=float(about['std']),
+      mean=_scale(about['mean']),
+      std=_scale(about['std']),
     )
   except FileNotFoundError:
     raise
@@ -110,3 +111,8 @@ def load(path: str | os.PathLike) -> Network:
     raise ValueError(
       f'{os.fspath(path)}: expected a network written by train.py ({error}).'
     ) from error
+
+
+def _scale(value: Any) -> Scale:
+  """From JSON; features have a number for each place on their last axis."""
+  return tuple(map(float, value)) if isinstance(value, list) else float(value)

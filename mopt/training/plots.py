@@ -113,7 +113,8 @@ def plot_front(
   axes.xaxis.set_minor_formatter(ticker.NullFormatter())
   axes.set_xlabel('nonzero weights in the dense layers')
   axes.set_ylabel(f'{SPLIT_NAMES[split]} accuracy (%)')
-  axes.set_title(title, fontsize='medium')
+  # The name of a file may hold what begins a formula.
+  axes.set_title(title, fontsize='medium', parse_math=False)
   axes.grid(alpha=0.3)
   failed = len(rows) - len(alive)
   if failed:
@@ -174,6 +175,6 @@ def plot_search(
   axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
   axes.set_xlabel('trainings')
   axes.set_ylabel('hypervolume in (error, ln nonzeros)')
-  axes.set_title(title, fontsize='medium')
+  axes.set_title(title, fontsize='medium', parse_math=False)
   axes.grid(alpha=0.3)
   picture.savefig(path)
