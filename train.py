@@ -425,8 +425,10 @@ def main(argv: list[str]) -> None:
     names = [field.name for field in dataclasses.fields(Config)]
     settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
     config = Config(**settings)
-    models.find(config.model)  # Before data are read.
     _join_processes(config)
+    # Before data are read, but after JAX is told of the other processes, which
+    # the module might make use of.
+    models.find(config.model)
     data_dir = config.data_dir and os.path.expanduser(config.data_dir)
     data = training.load_dataset(
       config.dataset, data_dir, config.val_size, config.train_size
