@@ -244,7 +244,7 @@ class Faulty(nn.Module):
     ),
     (
       'raises',
-      'model=my:net: expected a network for pictures [batch, 8, 8, 1], got '
+      'model=my:net: expected a network for inputs [batch, 8, 8, 1], got '
       r"KeyError: 'a\nb'",
     ),
   ],
@@ -256,7 +256,7 @@ def test_what_cannot_be_trained_is_refused(how, said):
 
 
 def test_reasons_of_flax_take_one_line():
-  start = 'model=my:net: expected a network for pictures [batch, 8, 8, 1]'
+  start = 'model=my:net: expected a network for inputs [batch, 8, 8, 1]'
   for how, said in [
     ('noise', ' in training, got InvalidRngError: '),
     ('pictures', ', got '),

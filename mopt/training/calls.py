@@ -86,7 +86,7 @@ def check(name: str, model: nn.Module, data: Dataset) -> PyTree:
     The shapes of its parameters.
 
   Raises:
-    ValueError: with one line, for a network that cannot take such pictures, in
+    ValueError: with one line, for a network that cannot take such inputs, in
       training or out of it, that gives no logits `[batch, num_classes]`, or
       whose variables cannot be trained and saved.
   """
@@ -135,11 +135,11 @@ def _call(
     )
   # It is the code of a stranger.
   except Exception as error:
-    pictures = f'pictures [batch, {", ".join(map(str, size))}]'
+    inputs = f'inputs [batch, {", ".join(map(str, size))}]'
     when = ' in training' if function is train else ''
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())
     raise ValueError(
-      f'model={name}: expected a network for {pictures}{when}, got {reason}'
+      f'model={name}: expected a network for {inputs}{when}, got {reason}'
     ) from error
   shape = getattr(logits, 'shape', None)
   if shape != (batch, data.num_classes):
