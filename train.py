@@ -116,12 +116,13 @@ flags.DEFINE_bool(
   Config.flip,
   'Mirror every other training picture (default: for vgg only).',
 )
-flags.DEFINE_enum(
+flags.DEFINE_string(
   'model',
   Config.model,
-  models.NAMES,
-  'The network: LeNet-5, or the VGG-like network with batch normalisation and '
-  'dropout that the paper has for CIFAR10.',
+  'The network: lenet5, mlp (LeNet-300-100), vgg (with batch normalisation and '
+  'dropout, as the paper has it for CIFAR10), or package.module:function: '
+  'called with num_classes= and dtype= it returns a linen module of your own. '
+  'See docs/networks.md.',
 )
 flags.DEFINE_enum(
   'compute_dtype',
@@ -458,6 +459,9 @@ def main(argv: list[str]) -> None:
     settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
     config = Config(**settings)
     _join_processes(config)
+    # Before data are read, but after JAX is told of the other processes, which
+    # the module might make use of.
+    models.find(config.model)
     data_dir = config.data_dir and os.path.expanduser(config.data_dir)
     data = training.load_dataset(
       config.dataset, data_dir, config.val_size, config.train_size

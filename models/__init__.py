@@ -1,15 +1,50 @@
-"""The networks of the paper, as Flax linen modules."""
+"""The networks of the paper, and others, as Flax linen modules."""
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
 
+from models import own
 from models.lenet import LeNet5
+from models.mlp import MLP
 from models.vgg import VGG
 
-_MODELS = {'lenet5': LeNet5, 'vgg': VGG}
+_MODELS: dict[str, type[nn.Module]] = {
+  'lenet5': LeNet5,
+  'mlp': MLP,
+  'vgg': VGG,
+}
 NAMES = tuple(_MODELS)
+
+
+def find(name: str) -> Callable[..., Any]:
+  """What makes the network of a name, which `create` calls.
+
+  Args:
+    name: see `create`.
+
+  Returns:
+    A function of `num_classes=` and `dtype=`.
+
+  Raises:
+    ValueError: for an unknown name, a module that cannot be imported, or one
+      that lacks the function.
+
+  Examples:
+    >>> import models
+    >>> models.find('lenet5')(num_classes=7).num_classes
+    7
+  """
+  if ':' in name:
+    return own.find(name)
+  if name not in _MODELS:
+    raise ValueError(
+      f'model={name}: expected one of {", ".join(NAMES)}, or '
+      'package.module:function for a network of your own.'
+    )
+  return _MODELS[name]
 
 
 def create(
@@ -21,13 +56,17 @@ def create(
   """Makes a model by name.
 
   Args:
-    name: one of `models.NAMES`.
+    name: one of `models.NAMES`, or `'package.module:function'` for your own:
+      the module, which may be in the current directory, is imported, which runs
+      it, and `function(num_classes=..., dtype=...)` returns a linen module, as
+      a class with these two fields does. See docs/networks.md.
     num_classes: size of the output, >= 2.
     dtype: of the computation, such as `jnp.bfloat16`; parameters, running
       statistics and logits stay float32.
     batch_last: whether convolutions have the batch innermost, which on CPUs and
       on a GPU is faster to train, or are `flax.linen.Conv`. TPUs: not measured.
-      Parameters and results are the same, but for what dropout draws.
+      Parameters and results are the same, but for what dropout draws. Networks
+      without convolutions, and your own, are not told.
 
   Returns:
     A module: `module.init(key, images)` gives variables, and
@@ -35,7 +74,8 @@ def create(
     `train=True` for training, see `VGG`.
 
   Raises:
-    ValueError: for an unknown name, or fewer than two classes.
+    ValueError: for an unknown name, fewer than two classes, or a function that
+      cannot be imported, raises, or returns something else.
 
   Examples:
     >>> import jax
@@ -47,10 +87,10 @@ def create(
     >>> model.apply(variables, images).shape
     (2, 10)
   """
-  if name not in _MODELS:
-    raise ValueError(f'model must be one of {", ".join(NAMES)}, got {name!r}.')
+  make = find(name)
   if num_classes < 2:
     raise ValueError(f'num_classes must be >= 2, got {num_classes}.')
-  return _MODELS[name](
-    num_classes=num_classes, dtype=dtype, batch_last=batch_last
-  )
+  if ':' in name:
+    return own.make(name, make, num_classes, dtype)
+  settings = {'batch_last': batch_last} if hasattr(make, 'batch_last') else {}
+  return make(num_classes=num_classes, dtype=dtype, **settings)

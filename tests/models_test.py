@@ -1,4 +1,4 @@
-"""LeNet-5, the VGG-like network, and the convolution that they run on."""
+"""LeNet-5, the VGG-like network, their convolution, and the perceptron."""
 
 import functools
 import math
@@ -19,6 +19,7 @@ import mopt
 pytestmark = pytest.mark.usefixtures('exact_products')
 
 IMAGES = jnp.zeros((2, 28, 28, 1))
+CONVOLUTIONAL = ('lenet5', 'vgg')
 NHWC = ('NHWC', 'HWIO', 'NHWC')
 
 # Most of the time here would go into optimizing small programs.
@@ -37,6 +38,11 @@ def params():
 def vgg_variables():
   images = jnp.zeros((1, 32, 32, 3))
   return jit(models.create('vgg').init)(jax.random.key(0), images)
+
+
+@pytest.fixture(scope='module')
+def mlp_params():
+  return jit(models.create('mlp').init)(jax.random.key(0), IMAGES)['params']
 
 
 def size(tree):
@@ -64,8 +70,12 @@ def test_lenet5_is_the_paper_s(params):
 
 
 @pytest.mark.parametrize('model', models.NAMES)
-def test_kernels_are_glorot_uniform(params, vgg_variables, model):
-  params = {'lenet5': params, 'vgg': vgg_variables['params']}[model]
+def test_kernels_are_glorot_uniform(params, vgg_variables, mlp_params, model):
+  params = {
+    'lenet5': params,
+    'mlp': mlp_params,
+    'vgg': vgg_variables['params'],
+  }[model]
   for name, layer in params.items():
     assert not layer['bias'].any(), name
     if name.startswith('norm'):
@@ -123,17 +133,59 @@ def test_images_that_do_not_fit_are_refused(shape):
 
 
 def test_create_refuses():
-  with pytest.raises(ValueError, match="one of lenet5.*'alexnet'"):
-    models.create('alexnet')
+  said = 'model=alexnet: expected one of lenet5, mlp, vgg, or package.module:'
+  for function in (models.create, models.find):
+    with pytest.raises(ValueError, match=said):
+      function('alexnet')
   for num_classes in (1, 0, -3):
     with pytest.raises(ValueError, match=f'>= 2, got {num_classes}'):
       models.create('lenet5', num_classes)
 
 
 def test_every_name_makes_a_model():
-  assert 'lenet5' in models.NAMES
+  assert models.NAMES == ('lenet5', 'mlp', 'vgg')
   for name in models.NAMES:
     assert isinstance(models.create(name), nn.Module)
+
+
+def test_mlp_is_lenet_300_100(mlp_params):
+  assert jax.tree.map(lambda x: x.shape, mlp_params) == {
+    'layer1': {'kernel': (784, 300), 'bias': (300,)},
+    'layer2': {'kernel': (300, 100), 'bias': (100,)},
+    'layer3': {'kernel': (100, 10), 'bias': (10,)},
+  }
+  assert size(mlp_params) == 266_610
+  dense = mopt.count_nonzero(mlp_params, mopt.dense_kernels)
+  assert dense.total == 784 * 300 + 300 * 100 + 100 * 10
+  assert {x.dtype for x in jax.tree.leaves(mlp_params)} == {
+    jnp.dtype('float32')
+  }
+
+
+@pytest.mark.parametrize('shape', [(5, 7), (5, 7, 1), (5, 2, 3, 4), (5,)])
+def test_mlp_takes_an_example_as_one_vector(shape):
+  """In NumPy, with biases that are not 0, and layers as they are told."""
+  model = models.MLP(num_classes=3, hidden=(6, 4, 5))
+  random = np.random.default_rng(0)
+  inputs = random.normal(size=shape).astype(np.float32)
+  params = model.init(jax.random.key(1), inputs)['params']
+  params = jax.tree.map(lambda x: x + random.normal(size=x.shape), params)
+  x = inputs.reshape(5, -1).astype(np.float64)
+  for i in (1, 2, 3, 4):
+    layer = params[f'layer{i}']
+    x = x @ np.asarray(layer['kernel']) + np.asarray(layer['bias'])
+    x = x if i == 4 else np.maximum(x, 0)
+  assert x.shape == (5, 3)
+  for train in (False, True):
+    logits = model.apply({'params': params}, inputs, train=train)
+    np.testing.assert_allclose(logits, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(), (3, 0), (3, 2, 0, 1)])
+def test_inputs_that_do_not_fit_mlp_are_refused(shape):
+  with pytest.raises(ValueError, match='mlp needs inputs') as error:
+    models.create('mlp').init(jax.random.key(0), jnp.zeros(shape))
+  assert str(shape) in str(error.value)
 
 
 def test_vgg_is_the_paper_s(vgg_variables):
@@ -345,14 +397,16 @@ def test_every_layer_computes_in_bfloat16(name):
   assert logits.dtype == jnp.float32
   layers = jax.tree.leaves(outputs)
   # Dropout is a layer, too.
-  assert len(layers) == {'lenet5': 5, 'vgg': 6 + 6 + 3 + 1}[name]
+  assert len(layers) == {'lenet5': 5, 'mlp': 3, 'vgg': 6 + 6 + 3 + 1}[name]
   assert {x.dtype for x in layers} == {jnp.dtype('bfloat16')}
 
 
 @pytest.mark.parametrize('name', models.NAMES)
-def test_bfloat16_is_for_the_computation_only(params, trained, name):
-  if name == 'lenet5':
-    variables = {'params': params}
+def test_bfloat16_is_for_the_computation_only(
+  params, mlp_params, trained, name
+):
+  if name != 'vgg':
+    variables = {'params': params if name == 'lenet5' else mlp_params}
     images = np.random.default_rng(2).uniform(size=(6, 28, 28, 1))
     images = images.astype(np.float32)
   else:
@@ -391,7 +445,7 @@ def test_statistics_stay_float32_when_vgg_trains_in_bfloat16(trained):
   )
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', CONVOLUTIONAL)
 @pytest.mark.parametrize('shape', [(2, 8, 6, 3), (2, 7, 9, 3), (1, 2, 3, 1)])
 def test_halving_is_pooling(name, shape):
   images = jax.random.normal(jax.random.key(0), shape)
@@ -537,7 +591,7 @@ def test_the_convolution_of_a_population(channels):
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', CONVOLUTIONAL)
 def test_the_platform_is_not_asked(name, platform, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   model = models.create(name)
@@ -547,7 +601,7 @@ def test_the_platform_is_not_asked(name, platform, monkeypatch):
   assert 'conv_general_dilated[' not in str(traced)
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', CONVOLUTIONAL)
 def test_with_the_channels_last_all_is_the_same(params, trained, name):
   """Values, gradients and parameters; four programs compile, for up to 10 s."""
   variables = {'params': params} if name == 'lenet5' else trained

@@ -19,6 +19,7 @@ import optax
 
 import mopt
 from mopt.masks import path_name
+from mopt.training import calls
 from mopt.training import optimizer as optimizer_lib
 from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
@@ -108,23 +109,14 @@ def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
 
   Raises:
     ValueError: for data that `mopt.training.data.check_data` refuses, a batch
-      larger than the data, examples that the network cannot take, or that
-      cannot be moved as asked, logits of another number than there are classes,
-      or a network without a dense layer, whose complexity would be 0.
+      larger than the data, examples that cannot be moved as asked, a network
+      that `mopt.training.calls.check` refuses, or one without a dense layer,
+      whose complexity would be 0.
   """
   check_data(data)
   check_augmentation(config, data)
   steps_per_epoch(config, len(data.train.labels))
-  image = jax.ShapeDtypeStruct((1, *data.train.images.shape[1:]), jnp.float32)
-  logits, variables = jax.eval_shape(
-    model.init_with_output, jax.random.key(0), image
-  )
-  if logits.shape != (1, data.num_classes):
-    raise ValueError(
-      f'dataset={data.name}: expected logits [batch, {data.num_classes}] for '
-      f'as many classes, got shape {logits.shape} for one picture.'
-    )
-  params = variables.get('params', {})
+  params = calls.check(config.model, model, data)
   if not any(jax.tree.leaves(mopt.dense_kernels(params))):
     paths = jax.tree_util.tree_leaves_with_path(params)
     names = ', '.join(path_name(path) for path, _ in paths) or 'none'
@@ -158,7 +150,7 @@ def make_program(
   Args:
     config: the settings.
     model: a linen module from images `[batch, h, w, c]` to logits, called with
-      `train=True` for training. If it has a field `axis_name`, as
+      `train=` if it takes that. If it has a field `axis_name`, as
       `models.vgg.VGG` has, that is set to the axis of the devices.
     data: the data set.
     devices: what members are spread over or each batch is split over; those
@@ -181,8 +173,7 @@ def make_program(
   steps = steps_per_epoch(config, len(data.train.labels))
   # Over what gradients are averaged.
   axis = None if layout.is_spread else _AXIS
-  if hasattr(model, 'axis_name'):
-    model = model.clone(axis_name=axis)
+  model = calls.over_axis(model, axis)
   # Placed once and where pmap wants it: a state that is not compiles anew.
   mine = [devices[i] for i in layout.local]
   mesh = jax.sharding.Mesh(np.array(mine), (_AXIS,))
@@ -203,7 +194,7 @@ def make_program(
   def init_member(seed, l1):
     key = jax.random.fold_in(jax.random.key(seed), 0)
     image = jnp.zeros((1, *data.train.images.shape[1:]), jnp.float32)
-    variables = dict(model.init(key, image))
+    variables = dict(calls.init(model, key, image))
     params = variables.pop('params')
     optimizer = optimizer_lib.make_optimizer(config, steps, l1)
     opt_state = optimizer.init(params)
@@ -360,13 +351,8 @@ def _step(
     return config.conv_l2 * mopt.l2_norm_squared(params, mask)
 
   def error(params, batch):
-    logits, model_state = model.apply(
-      state._replace(params=params).variables,
-      batch.images,
-      train=True,
-      rngs={'dropout': key},
-      mutable=list(state.model_state),
-    )
+    variables = state._replace(params=params).variables
+    logits, model_state = calls.train(model, key, batch.images, variables)
     ce, correct = score(logits, batch.labels, count)
     # The mean of this over devices is the mean over the whole batch.
     mean = ce * (num_devices / batch_size)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mopt.training import calls
 from mopt.training.data import Dataset
 from mopt.training.data import normalise
 from mopt.training.data import Scale
@@ -124,7 +125,7 @@ def _sums(
     images = normalise(split.images[indices], mean, std)
 
     def member_sums(variables):
-      logits: Any = model.apply(variables, images)
+      logits = calls.predict(model, images, variables)
       return score(logits, split.labels[indices], count)
 
     return jax.vmap(jax.vmap(member_sums))(variables)

@@ -20,9 +20,9 @@ PyTree = Any
 class Network(NamedTuple):
   """A trained network, as `load` returns it."""
 
-  # Nested dictionaries of NumPy arrays: params and, if any, batch_stats.
+  # Nested dictionaries of NumPy arrays: params and, say, batch_stats.
   variables: dict[str, PyTree]
-  model: str  # For `models.create`.
+  model: str  # For `models.create`, which may import it.
   num_classes: int
   image_shape: tuple[int, ...]  # (height, width, channels), or of features.
   mean: Scale  # Of pixels or features, see `mopt.training.normalise`.
@@ -45,11 +45,13 @@ class Network(NamedTuple):
 
 def save(path: str | os.PathLike, network: Network) -> None:
   """Writes a network as .npz, whole or not at all."""
-  arrays = {
-    path_name(path): np.asarray(x)
-    for path, x in jax.tree_util.tree_leaves_with_path(network.variables)
-  }
+  leaves = jax.tree_util.tree_leaves_with_path(network.variables)
+  arrays = {path_name(path): np.asarray(x) for path, x in leaves}
   about = network._replace(variables={})._asdict() | {'names': list(arrays)}
+  keys = {path_name(path): [key.key for key in path] for path, _ in leaves}
+  # Lists of layers of NNX have numbers as keys, which the name does not tell.
+  if others := {k: v for k, v in keys.items() if v != k.split('/')}:
+    about['keys'] = others
   # Compressed, since most of it is zeros.
   files.replace(
     path,
@@ -62,7 +64,9 @@ def save(path: str | os.PathLike, network: Network) -> None:
 def load(path: str | os.PathLike) -> Network:
   """Reads a network that `train.py` has written.
 
-  Nothing is unpickled, so a file from a stranger can at worst be refused.
+  Nothing is unpickled or imported, so a file from a stranger can at worst be
+  refused. But it names its network, and `models.create` imports and runs the
+  module of a name `package.module:function`: look at `model` before.
 
   Args:
     path: a .npz file of the folder `members` of a run.
@@ -88,8 +92,8 @@ def load(path: str | os.PathLike) -> Network:
       for name in file.files:
         if name == 'about':
           continue
-        *parents, last = name.split('/')
-        known = parents and parents[0] in ('params', 'batch_stats')
+        *parents, last = about.get('keys', {}).get(name, name.split('/'))
+        known = parents and name in about['names']
         if not known or file[name].dtype.kind != 'f':
           raise ValueError(f'unexpected entry {name!r}')
         folder = variables
