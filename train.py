@@ -278,8 +278,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
   'workdir',
   None,
-  'Where the results go: a new or empty folder, made if its parent exists '
-  '(default: runs/<time>).',
+  'Where the results go: a new or empty folder, made if need be (default: '
+  'runs/<time>).',
 )
 flags.DEFINE_bool(
   'resume',
@@ -365,6 +365,12 @@ def _check_letters(workdir: pathlib.Path) -> None:
       f'and the file system ({sys.getfilesystemencoding()}) can encode, and no '
       'null byte.'
     )
+  # Orbax takes them for a pattern, and would not find its checkpoints.
+  if '[' in path or ']' in path:
+    raise ValueError(
+      f'workdir={workdir}: expected no [ or ] in {path}, where checkpoints '
+      'could not be read.'
+    )
 
 
 def _resumed_workdir(config: Config, data: training.Dataset) -> pathlib.Path:
@@ -384,15 +390,16 @@ def _make_workdir(name: str | None) -> pathlib.Path:
     now = datetime.datetime.now()
     workdir = pathlib.Path('runs') / f'{now:%Y-%m-%d_%H-%M-%S}'
     _check_letters(workdir)
-    workdir.parent.mkdir(exist_ok=True)
   else:
     workdir = pathlib.Path(os.path.expanduser(name))
     _check_letters(workdir)
   wanted = 'expected a new or empty folder that can be written to'
   if not name and name is not None:
     raise ValueError(f'workdir=: {wanted}.')
+  if str(workdir).startswith('~'):  # Or it would be made here.
+    raise ValueError(f'workdir={workdir}: {wanted}; there is no such user.')
   try:
-    workdir.mkdir(exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     # What is unfinished is of a run that was killed before it had begun.
     if not all(
       p.name.startswith(training.UNFINISHED) for p in workdir.iterdir()

@@ -286,7 +286,8 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
       ['search=grid', 'several processes'],
     ),
     (['--workdir='], ['workdir=', 'folder']),
-    (['--workdir=no/such/place'], ['workdir=no/such/place', 'folder']),
+    (['--workdir=a[1]'], ['workdir=a[1]', 'expected no [ or ]']),
+    (['--workdir=file/run'], ['workdir=file/run', 'folder']),
     (['--workdir=/proc/run'], ['workdir=/proc/run', 'folder']),
     (['--workdir=file'], ['workdir=file', 'folder']),
     (['--workdir=~no_such_user/run'], ['workdir=~no_such_user/run', 'folder']),
@@ -308,6 +309,13 @@ def test_bad_input_is_one_line_and_exit_2(call, tmp_path, args, named):
     assert part in err
   assert {path.name for path in tmp_path.rglob('*')} == before
   assert (tmp_path / 'full' / 'results.csv').read_text() == 'precious'
+
+
+def test_parents_of_a_workdir_are_made(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  folder = train._make_workdir('runs/first/../second')
+  assert folder.is_dir()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['runs']
 
 
 @pytest.mark.parametrize(

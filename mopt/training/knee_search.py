@@ -71,7 +71,7 @@ def search(
       written, if what is to be resumed belongs to other settings.
   """
   start = time.perf_counter()
-  console = console or Console()
+  console = console or Console(markup=False)
   workdir = pathlib.Path(workdir)
   check_fit(config, model, data)
   strategy = make_strategy(config)

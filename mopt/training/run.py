@@ -64,7 +64,8 @@ def run(
     OSError: if something cannot be written; results that are there stay.
   """
   start = time.perf_counter()
-  console = console or Console()
+  # Names of files may hold what rich takes for markup.
+  console = console or Console(markup=False)
   workdir = pathlib.Path(workdir)
   epoch_lib.check_fit(config, model, data)
   if (workdir / 'results.csv').exists():
