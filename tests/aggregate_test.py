@@ -11,6 +11,8 @@ import pytest
 
 import mopt
 
+pytestmark = pytest.mark.usefixtures('exact_products')
+
 PARAMS = {'kernel': (3, 2), 'bias': (2,), 'scale': ()}
 
 

@@ -14,6 +14,8 @@ import pytest
 
 import mopt
 
+pytestmark = pytest.mark.usefixtures('exact_products')
+
 
 def weighted_sum(learning_rate, *, num_objectives=2):
   weighting = mopt.fixed_weights((1.0,) * num_objectives)

@@ -342,7 +342,8 @@ def test_features_that_a_network_cannot_take_are_one_line(call, here, table):
   code, out, err = call('--dataset=table.npz', '--batch_size=4')
   assert (code, out) == (2, '')
   assert err == (
-    'train.py: lenet5 needs images [batch, height, width, channels] of at '
+    'train.py: model=lenet5: expected a network for inputs [batch, 4], got '
+    'ValueError: lenet5 needs images [batch, height, width, channels] of at '
     'least 10 x 10, got shape (1, 4).\n'
   )
 
@@ -628,7 +629,7 @@ def test_sizes_that_cannot_be_had_are_refused(call, here, digits, size, said):
 
 @pytest.mark.slow
 def test_the_examples_of_the_page_run(call, here):
-  """In their order; twice a network of the size of LeNet-5 is compiled."""
+  """In their order; networks of the size of LeNet-5 are compiled."""
   random = np.random.default_rng(0)
   for path in ('train/cat', 'train/dog', 'test/cat', 'test/dog'):
     (here / 'pictures' / path).mkdir(parents=True)
@@ -645,7 +646,7 @@ def test_the_examples_of_the_page_run(call, here):
     code, _, err = call(*args, '--epochs=1', f'--workdir=run{commands}')
     assert (code, err) == (0, '')
     commands += 1
-  assert commands == 2
+  assert commands == 3
   assert names['data'].class_names == ('cat', 'dog')
   y = names['y'][500:]
   assert (names['classes'] == y).mean() == pytest.approx(
