@@ -38,7 +38,7 @@ import models
 from mopt.training import Config
 from mopt.training import Dataset
 from mopt.training.data import Split
-from mopt.training.epoch import make_program
+from mopt.training.program import make_program
 
 # Image shape, examples of a full epoch, and the settings of the paper.
 NETWORKS = {

@@ -58,11 +58,12 @@ import models
 import mopt
 from mopt.training import checkpoints
 from mopt.training import Config
-from mopt.training import epoch as epoch_lib
 from mopt.training import load
 from mopt.training import load_dataset
+from mopt.training import program as program_lib
 from mopt.training import run
 from mopt.training import signals
+from mopt.training import step as step_lib
 
 MUTATIONS = ('flip', 'cut', 'delete', 'add', 'swap')
 _TRACES = ('results.csv', 'metrics.jsonl', 'histograms.jsonl')
@@ -300,7 +301,7 @@ def load_mutations(
   """Of the newest checkpoint of the run without a fault, one at a time."""
   folder = trainer.folder / 'whole' / 'checkpoints'
   config = Config(**trainer.settings)
-  program = epoch_lib.make_program(
+  program = program_lib.make_program(
     config, models.create(config.model), _load(config), jax.devices()[:1]
   )
   template = program.layout.collect(program.init())
@@ -338,7 +339,7 @@ def poisoned(where: dict[float, tuple[int, int, int]]) -> Iterator[None]:
     where: for a weight the objective (1: NaN in the pictures, 2: an infinite
       norm), and the epoch and the step from 0.
   """
-  step, norm = epoch_lib._step, mopt.l1_norm
+  step, norm = step_lib._step, mopt.l1_norm
 
   def poisoned_step(*args):
     *head, state, l1, batch, key, count, size, at = args
@@ -351,7 +352,7 @@ def poisoned(where: dict[float, tuple[int, int, int]]) -> Iterator[None]:
     with mock.patch.object(mopt, 'l1_norm', lambda *x: norm(*x) + overflow):
       return step(*head, state, l1, batch, key, count, size, at)
 
-  with mock.patch.object(epoch_lib, '_step', poisoned_step):
+  with mock.patch.object(step_lib, '_step', poisoned_step):
     yield
 
 

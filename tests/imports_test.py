@@ -68,7 +68,7 @@ def roots(name):
 
 def test_the_walk_finds_the_house():
   assert {'mopt', 'mopt.aggregate', 'mopt.prune'} <= set(CORE_MODULES)
-  assert {'mopt.training', 'mopt.training.epoch'} <= set(TRAINING_MODULES)
+  assert {'mopt.training', 'mopt.training.program'} <= set(TRAINING_MODULES)
   assert {'models', 'models.lenet'} <= set(MODEL_MODULES)
   assert 'mopt.min_norm' in imports('mopt.aggregate')
   assert 'optax' in roots('mopt.aggregate')

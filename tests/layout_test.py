@@ -20,10 +20,10 @@ from mopt.training import Config
 from mopt.training import load_dataset
 from mopt.training.batches import make_batches
 from mopt.training.batches import spread
-from mopt.training.epoch import make_program
 from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
 from mopt.training.layout import over_devices
+from mopt.training.program import make_program
 from tests.devices import first_devices
 from tests.networks import Dropping
 from tests.networks import Normed

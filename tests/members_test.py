@@ -18,13 +18,14 @@ from rich.console import Console
 from benchmarks import faults
 import mopt
 from mopt.training import Config
-from mopt.training import epoch as epoch_lib
 from mopt.training import files
 from mopt.training import load
 from mopt.training import load_dataset
 from mopt.training import loop
+from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training import run
+from mopt.training import step as step_lib
 from mopt.training.checkpoints import Damaged
 from mopt.training.data import Split
 from mopt.training.evaluation import Evaluation
@@ -62,7 +63,7 @@ def programs():
 
   What is kept between runs has no state but functions.
   """
-  make = epoch_lib.make_program
+  make = program_lib.make_program
   kept = {}
 
   def make_once(config, model, data, devices):
@@ -75,7 +76,7 @@ def programs():
   # They need not be fast, but compiled.
   jax.config.update('jax_disable_most_optimizations', True)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(epoch_lib, 'make_program', make_once)
+    patch.setattr(program_lib, 'make_program', make_once)
     yield
   jax.config.update('jax_disable_most_optimizations', False)
 
@@ -297,7 +298,7 @@ def test_what_a_killed_end_has_left_is_replaced(adam):
 
 
 def test_a_finished_run_is_not_trained_again(adam, monkeypatch):
-  monkeypatch.setattr(epoch_lib, 'make_program', None)
+  monkeypatch.setattr(program_lib, 'make_program', None)
   workdir = adam.folder / 'whole'
   before = {p: p.stat().st_mtime_ns for p in sorted(workdir.rglob('*'))}
   rows, output = adam.go('whole')
@@ -477,7 +478,7 @@ def test_other_members_do_not_notice(poisoned):
 def test_the_network_before_the_failure_is_kept(poisoned):
   """That of weight 2e-4 fails in the first step of epoch 3."""
   poisoned.go('two', (2,))
-  program = loop.epoch_lib.make_program(
+  program = loop.program_lib.make_program(
     poisoned.config, Tiny(), poisoned.data, poisoned.devices
   )
   template = program.layout.collect(program.init())
@@ -578,8 +579,8 @@ def test_a_network_at_chance_has_collapsed(accuracy, nonzeros, status):
   (row,) = records.result_rows(
     [Member(0, (1.0, 1e-4))],
     {k: Evaluation(here(1.0), here(v)) for k, v in accuracies.items()},
-    epoch_lib.Complexity(counts, here(2.0)),
-    epoch_lib.Failure(*[np.zeros(1, np.int32)] * 3),
+    program_lib.Complexity(counts, here(2.0)),
+    step_lib.Failure(*[np.zeros(1, np.int32)] * 3),
     chance=0.6,
   )
   assert row['status'] == status

@@ -30,17 +30,17 @@ from mopt.training import Network
 from mopt.training import network
 from mopt.training import records
 from mopt.training.data import Split
-from mopt.training.epoch import Complexity
-from mopt.training.epoch import Failure
-from mopt.training.epoch import Metrics
-from mopt.training.epoch import Program
-from mopt.training.epoch import State
 from mopt.training.evaluation import Evaluation
 from mopt.training.layout import make_layout
 from mopt.training.loop import _train
 from mopt.training.plots import plot_front
 from mopt.training.plots import plot_search
 from mopt.training.population import make_population
+from mopt.training.program import Complexity
+from mopt.training.program import Program
+from mopt.training.step import Failure
+from mopt.training.step import Metrics
+from mopt.training.step import State
 
 _COLUMNS = [
   'l1',

@@ -19,22 +19,23 @@ import mopt
 from mopt.training import batches as batches_lib
 from mopt.training import Config
 from mopt.training import Dataset
-from mopt.training import epoch as epoch_lib
 from mopt.training import evaluation as evaluation_lib
 from mopt.training import load_dataset
 from mopt.training import optimizer as optimizer_lib
+from mopt.training import program as program_lib
 from mopt.training import run
 from mopt.training import search
+from mopt.training import step as step_lib
 from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
 from mopt.training.batches import steps_per_epoch
 from mopt.training.config import OPTIMIZERS
 from mopt.training.data import Split
-from mopt.training.epoch import check_fit
-from mopt.training.epoch import make_program
-from mopt.training.epoch import Metrics
-from mopt.training.epoch import must_stream
 from mopt.training.layout import make_layout
+from mopt.training.program import check_fit
+from mopt.training.program import make_program
+from mopt.training.program import must_stream
+from mopt.training.step import Metrics
 from tests.devices import first_devices
 from tests.networks import Convolutional
 from tests.networks import Dropping
@@ -662,7 +663,7 @@ def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples():
     for s in (slice(0, 2), slice(2, 3))
   ]
   layout = make_layout(_config(), jax.devices()[:1])
-  found = epoch_lib._over_epoch(parts, np.array([4.0, 4.0, 2.0]), layout)
+  found = program_lib._over_epoch(parts, np.array([4.0, 4.0, 2.0]), layout)
   np.testing.assert_allclose(found.weight_2, [1 / 3, 0.4], rtol=1e-6)
   np.testing.assert_allclose(found.weight_2_min, [0.2, 0.1], rtol=1e-6)
   np.testing.assert_allclose(found.weight_2_max, [0.5, 0.9], rtol=1e-6)
@@ -744,13 +745,13 @@ def test_nothing_turns_into_float64_with_x64(digits, optimizer, model):
     variables = dict(model.init(jax.random.key(0), image))
     params = variables.pop('params')
     tx = optimizer_lib.make_optimizer(config, 20, jnp.float32(1))
-    never = epoch_lib.Failure(*[jnp.int32(0)] * 3)
-    return epoch_lib.State(params, variables, tx.init(params), never)
+    never = step_lib.Failure(*[jnp.int32(0)] * 3)
+    return step_lib.State(params, variables, tx.init(params), never)
 
   def train(_):
     state = jax.vmap(jax.vmap(init))(jnp.zeros((1, 1)))
     batches = batches_lib.make_batches(config, np.arange(640)[None], 1)
-    return state, epoch_lib._train(
+    return state, step_lib.train_steps(
       *(config, model, digits.mean, digits.std, 20, None, state),
       jnp.ones((1,), jnp.float32),
       jax.random.split(jax.random.key(0), 1),

@@ -11,7 +11,7 @@ import models
 from mopt.training import Config
 from mopt.training import Dataset
 from mopt.training.data import Split
-from mopt.training.epoch import make_program
+from mopt.training.program import make_program
 
 _OPTIMIZERS = {
   ('adam', False): 'adam',
@@ -52,11 +52,11 @@ class Trainer:
     return time.perf_counter() - start
 
   def objectives(self) -> list[float]:
-    first = float(self._metrics.objective_1[0, 0])
-    second = float(self._metrics.objective_2[0, 0])
+    first = float(self._metrics.objective_1[0])
+    second = float(self._metrics.objective_2[0])
     is_sum = not self._task.is_mgda
     return [first + self._task.l1 * second] if is_sum else [first, second]
 
   def weights(self) -> Weights:
     params = self._program.layout.collect(self._state.params)
-    return jax.tree.map(lambda x: np.array(x[0, 0]), dict(params))
+    return jax.tree.map(lambda x: np.array(x[0]), dict(params))

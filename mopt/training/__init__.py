@@ -4,12 +4,12 @@ from mopt.training.config import Config
 from mopt.training.data import Dataset
 from mopt.training.data import load_dataset
 from mopt.training.data import normalise
-from mopt.training.epoch import check_fit
 from mopt.training.files import UNFINISHED
 from mopt.training.knee_search import check_resumable
 from mopt.training.knee_search import search
 from mopt.training.network import load
 from mopt.training.network import Network
+from mopt.training.program import check_fit
 from mopt.training.run import run
 
 __all__ = (

@@ -54,7 +54,7 @@ def make_evaluate(
   """Makes the function that scores a population.
 
   Args:
-    model: see `mopt.training.epoch.make_program`.
+    model: see `mopt.training.program.make_program`.
     data: for mean and standard deviation of the pixels.
     splits: `data`'s, on the devices unless they are streamed.
     layout: of the population; devices that do not have members of their own

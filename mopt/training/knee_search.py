@@ -24,8 +24,8 @@ from mopt.training import files
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
-from mopt.training.epoch import check_fit
 from mopt.training.loop import train_members
+from mopt.training.program import check_fit
 from mopt.training.resume import check_settings
 from mopt.training.run import environment
 from mopt.training.run import run
@@ -54,10 +54,10 @@ def search(
 
   Args:
     config: the settings, with `config.is_search`.
-    model: a linen module, see `mopt.training.epoch.make_program`.
+    model: a linen module, see `mopt.training.program.make_program`.
     data: the data set.
     workdir: an existing folder.
-    devices: see `mopt.training.epoch.make_program`.
+    devices: see `mopt.training.program.make_program`.
     console: where progress and tables go; the standard output by default.
     resume: go on with the search that lies in `workdir`; the end is the same.
     should_stop: see `mopt.training.run`.

@@ -22,12 +22,13 @@ from rich.progress import TimeRemainingColumn
 import mopt
 from mopt.masks import masked_leaves
 from mopt.training import checkpoints
-from mopt.training import epoch as epoch_lib
 from mopt.training import files
 from mopt.training import network
 from mopt.training import optimizer as optimizer_lib
 from mopt.training import processes
+from mopt.training import program as program_lib
 from mopt.training import records
+from mopt.training import step as step_lib
 from mopt.training.batches import steps_per_epoch
 from mopt.training.config import Config
 from mopt.training.data import Dataset
@@ -66,7 +67,7 @@ def train_members(
     OSError: if something cannot be written.
     Damaged: if there are checkpoints and all of them are damaged.
   """
-  program = epoch_lib.make_program(config, model, data, devices)
+  program = program_lib.make_program(config, model, data, devices)
   members = make_population(config)
   console.print(
     f'{len(members)} x {config.model} on {data.name} '
@@ -103,12 +104,12 @@ def _devices(layout: Layout) -> str:
 def _train(
   config: Config,
   data: Dataset,
-  program: epoch_lib.Program,
+  program: program_lib.Program,
   members: Sequence[Member],
   workdir: pathlib.Path,
   console: Console,
   should_stop: Callable[[], bool],
-) -> epoch_lib.State:
+) -> step_lib.State:
   """All epochs, with progress and logs; returns the pruned networks."""
   steps = steps_per_epoch(config, len(data.train.labels))
   rate = optimizer_lib.learning_rate(config, steps)
@@ -172,8 +173,8 @@ def _train(
 
 
 def _start(
-  program: epoch_lib.Program, workdir: pathlib.Path, console: Console
-) -> tuple[int, epoch_lib.State]:
+  program: program_lib.Program, workdir: pathlib.Path, console: Console
+) -> tuple[int, step_lib.State]:
   """The number of epochs that are done, and the state after them.
 
   Logs of what comes after the checkpoint are taken out of the files.
@@ -216,7 +217,7 @@ def _cut_log(path: pathlib.Path, epoch: int) -> None:
 def _report_failures(
   members: Sequence[Member],
   before: np.ndarray,
-  failure: epoch_lib.Failure,
+  failure: step_lib.Failure,
   console: Console,
 ) -> None:
   for index in np.flatnonzero(before != failure.objective).tolist():

@@ -10,12 +10,12 @@ import numpy as np
 import mopt
 from mopt.masks import masked_leaves
 from mopt.training import files
-from mopt.training.epoch import Complexity
-from mopt.training.epoch import Failure
-from mopt.training.epoch import Metrics
 from mopt.training.evaluation import Evaluation
 from mopt.training.layout import split_members
 from mopt.training.population import Member
+from mopt.training.program import Complexity
+from mopt.training.step import Failure
+from mopt.training.step import Metrics
 
 PyTree = Any
 

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import mopt
-from mopt.training import epoch as epoch_lib
 from mopt.training import files
+from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
@@ -46,10 +46,10 @@ def run(
 
   Args:
     config: the settings.
-    model: a linen module, see `mopt.training.epoch.make_program`.
+    model: a linen module, see `mopt.training.program.make_program`.
     data: the data set.
     workdir: an existing folder.
-    devices: see `mopt.training.epoch.make_program`.
+    devices: see `mopt.training.program.make_program`.
     console: where progress and the table go; the standard output by default.
     should_stop: asked after each epoch.
 
@@ -67,7 +67,7 @@ def run(
   # Names of files may hold what rich takes for markup.
   console = console or Console(markup=False)
   workdir = pathlib.Path(workdir)
-  epoch_lib.check_fit(config, model, data)
+  program_lib.check_fit(config, model, data)
   if (workdir / 'results.csv').exists():
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return records.read_rows(workdir / 'results.csv')
