@@ -374,40 +374,6 @@ def test_sharded_parameters_equal_whole_ones(name, m, axis_type, four_devices):
   assert int(optax.tree.get(state, 'nonzeros')) < 8 * 4 * 5 + 8
 
 
-FUNCTIONS = {
-  'l1_norm': mopt.l1_norm,
-  'l2_norm_squared': mopt.l2_norm_squared,
-  'lp_norm': functools.partial(mopt.lp_norm, p=0.5),
-  'count_nonzero': mopt.count_nonzero,
-  'prune': functools.partial(mopt.prune, threshold=0.5),
-}
-
-
-@each_mesh
-@pytest.mark.parametrize('is_jitted', [False, True], ids=['eager', 'jit'])
-@pytest.mark.parametrize('name', FUNCTIONS)
-def test_functions_of_sharded_parameters(
-  name, is_jitted, axis_type, four_devices
-):
-  function = FUNCTIONS[name]
-  params = numbers_to_shard()
-  params['rows'][0] = 0
-  expected = function(params)
-  mesh = make_mesh(four_devices, axis_type)
-  run = jax.jit(function) if is_jitted else function
-  with jax.set_mesh(mesh):
-    found = run(shard(params, mesh))
-    chex.assert_trees_all_close(found, expected, rtol=1e-5)
-    if name == 'prune':
-      assert_sharded_as(found, mesh)
-    if name.endswith(('norm', 'squared')):
-      slopes = jax.jit(jax.grad(function))(shard(params, mesh))
-      assert_sharded_as(slopes, mesh)
-      chex.assert_trees_all_close(
-        slopes, jax.grad(function)(params), rtol=1e-5, atol=1e-6
-      )
-
-
 @each_mesh
 @pytest.mark.parametrize('is_jitted', [False, True], ids=['eager', 'jit'])
 @pytest.mark.parametrize('m', [2, 3, 5])

@@ -798,9 +798,13 @@ def test_pruned_weights_rest_under_the_subgradient_of_mopt(make, l1, rests):
   [('x', None), (None, 'y'), ('x', 'y')],
   ids=['rows', 'columns', 'both'],
 )
-def test_norms_and_pruning_of_shards_are_those_of_the_whole(axes, spec):
+def test_norms_and_pruning_of_shards_are_those_of_the_whole(
+  axes, spec, four_devices
+):
   kind = getattr(jax.sharding.AxisType, axes)
-  mesh = jax.make_mesh((2, 2), ('x', 'y'), axis_types=(kind, kind))
+  mesh = jax.make_mesh(
+    (2, 2), ('x', 'y'), axis_types=(kind, kind), devices=four_devices
+  )
   rng = np.random.default_rng(0)
   whole = {'kernel': jnp.asarray(rng.normal(size=(6, 8)), jnp.float32)}
   tx = mopt.prune_by_magnitude(lambda count: 0.5)
