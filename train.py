@@ -389,10 +389,9 @@ def _make_workdir(name: str | None) -> pathlib.Path:
   if name is None:
     now = datetime.datetime.now()
     workdir = pathlib.Path('runs') / f'{now:%Y-%m-%d_%H-%M-%S}'
-    _check_letters(workdir)
   else:
     workdir = pathlib.Path(os.path.expanduser(name))
-    _check_letters(workdir)
+  _check_letters(workdir)
   wanted = 'expected a new or empty folder that can be written to'
   if not name and name is not None:
     raise ValueError(f'workdir=: {wanted}.')

@@ -123,7 +123,8 @@ def aggregate(
   if not callable(weighting):
     raise ValueError(
       'weighting must be a function from the Gramian to weights, such as '
-      f'mopt.fixed_weights((1, 3e-4)), got {weighting!r}.'
+      f'mopt.fixed_weights((1, 3e-4)), got {weighting!r}. Under '
+      "optax.inject_hyperparams add 'weighting' to static_args."
     )
   inner = optax.identity() if inner is None else inner
   if not isinstance(inner, optax.GradientTransformation):

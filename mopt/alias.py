@@ -22,7 +22,6 @@ import numpy as np
 import optax
 
 from mopt.aggregate import aggregate
-from mopt.checks import check_integer
 from mopt.checks import known_numbers
 from mopt.masks import Mask
 from mopt.min_norm import min_norm_weights
@@ -275,16 +274,12 @@ def _aggregate(
 ) -> optax.GradientTransformationExtraArgs:
   # The defaults are None, for optax.inject_hyperparams would take a function
   # for a schedule, and a number for an array.
-  weighting = min_norm_weights if weighting is None else weighting
-  if not callable(weighting):
-    raise ValueError(
-      'weighting must be a function from the Gramian to weights, such as '
-      f'mopt.fixed_weights((1, 3e-4)), got {weighting!r}. Under '
-      "optax.inject_hyperparams add 'weighting' to static_args."
-    )
-  m = 2 if num_objectives is None else num_objectives
-  m = check_integer('num_objectives', m, 2)
-  return aggregate(weighting, inner, num_objectives=m, mask=mask)
+  return aggregate(
+    min_norm_weights if weighting is None else weighting,
+    inner,
+    num_objectives=2 if num_objectives is None else num_objectives,
+    mask=mask,
+  )
 
 
 def _check_rate(value: Any) -> None:

@@ -19,6 +19,7 @@ from benchmarks import front
 from benchmarks import start_up
 from benchmarks import step_cost
 import mopt
+from tests.devices import first_devices
 
 pytestmark = pytest.mark.slow
 
@@ -268,8 +269,7 @@ def test_epochs_are_timed(tmp_path):
 @pytest.fixture(scope='module')
 def fronts(tmp_path_factory):
   # JAX runs: a core each would come too late.
-  if jax.device_count() < 4:
-    pytest.skip(f'needs four devices, there are {jax.device_count()}')
+  first_devices(4)
   assert jax.device_count() == 4
   path = tmp_path_factory.mktemp('front') / 'new' / 'front.json'
   # Four programs: they need not be fast, but compiled.
