@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import datetime
-import functools
 import io
 import logging
 import os
@@ -479,15 +478,18 @@ def main(argv: list[str]) -> None:
     workdir = stack.enter_context(_workdir(config, data))
   except ValueError as error:
     _stop(error)
-  job: Any = training.run
-  if config.is_search:
-    job = functools.partial(training.search, resume=FLAGS.resume)
   # The others say what the first one says.
   # Names of files may hold what rich takes for markup.
   console = Console(quiet=not processes.is_first(), markup=False)
   try:
     with stack, locked(workdir), signals.stop_on_signals() as should_stop:
-      job(config, model, data, workdir, None, console, should_stop=should_stop)
+      job = training.Job(
+        config, model, data, workdir, None, console, should_stop
+      )
+      if config.is_search:
+        training.search(job, FLAGS.resume)
+      else:
+        training.run(job)
   except (Busy, Damaged) as error:
     _stop(error)
   except Interrupted as error:

@@ -37,6 +37,7 @@ from benchmarks.step_cost import versions
 import models
 from mopt.training import Config
 from mopt.training import Dataset
+from mopt.training import Job
 from mopt.training.data import Split
 from mopt.training.program import make_program
 
@@ -129,7 +130,7 @@ def epoch_caller(
   nothing = Split(images[:0], train.labels[:0])
   data = Dataset('random', 10, train, nothing, nothing, 127.5, 73.9)
   network = models.create(config.model, 10, jnp.dtype(config.compute_dtype))
-  program = make_program(config, network, data, devices)
+  program = make_program(Job(config, network, data, devices=devices))
   state = program.prune(program.init())
 
   def call():

@@ -58,6 +58,7 @@ import models
 import mopt
 from mopt.training import checkpoints
 from mopt.training import Config
+from mopt.training import Job
 from mopt.training import load
 from mopt.training import load_dataset
 from mopt.training import program as program_lib
@@ -301,9 +302,8 @@ def load_mutations(
   """Of the newest checkpoint of the run without a fault, one at a time."""
   folder = trainer.folder / 'whole' / 'checkpoints'
   config = Config(**trainer.settings)
-  program = program_lib.make_program(
-    config, models.create(config.model), _load(config), jax.devices()[:1]
-  )
+  job = Job(config, models.create(config.model), _load(config))
+  program = program_lib.make_program(job._replace(devices=jax.devices()[:1]))
   template = program.layout.collect(program.init())
   epochs = sorted(int(path.name) for path in folder.iterdir())
   truth, copies = {}, trainer.folder / 'copies'
@@ -378,7 +378,7 @@ def train_poisoned(
     folder.mkdir()
     weights = (*healthy, *(factor * weight for weight in poison))
     with poisoned(where):
-      run(
+      job = Job(
         Config(**trainer.settings | {'l1': weights, 'parallel': 'data'}),
         models.create(config.model),
         data,
@@ -386,6 +386,7 @@ def train_poisoned(
         jax.devices()[:1],
         Console(file=io.StringIO()),
       )
+      run(job)
     members[name] = [
       folder / 'members' / f'l1_{w:g}_seed_0.npz' for w in weights
     ]

@@ -131,7 +131,7 @@ def test_boxes_are_for_the_network_and_not_for_files(tmp_path):
   """Trains and compiles: 3 s."""
   data, model = dataset(), Boxed()
   config = training.Config(l1=(0.0,), epochs=1, model='boxes:Boxed')
-  training.run(config, model, data, tmp_path)
+  training.run(training.Job(config, model, data, tmp_path))
   net = training.load(tmp_path / 'members' / 'l1_0_seed_0.npz')
   assert net.model == 'boxes:Boxed'
   shapes = jax.tree.map(np.shape, net.params)

@@ -71,7 +71,7 @@ def _copy_of_another(random, path, other):
 def test_what_is_lost_is_counted(trainer, monkeypatch):
   config = faults.Config(**trainer.settings)
   data = faults._load(config)
-  program = faults.program_lib.make_program(config, Tiny(), data)
+  program = faults.program_lib.make_program(faults.Job(config, Tiny(), data))
   tree = program.layout.collect(program.init())
   folder = trainer.folder / 'whole' / 'checkpoints'
   with checkpoints.Checkpoints(folder, 0) as saved:

@@ -20,6 +20,7 @@ from rich.console import Console
 from mopt.training import check_resumable
 from mopt.training import Config
 from mopt.training import Dataset
+from mopt.training import Job
 from mopt.training import knee_search
 from mopt.training import load
 from mopt.training import load_dataset
@@ -78,18 +79,8 @@ class _Trainer:
     self.went_on = []  # whether each of them had begun before
     self.pictures = []
 
-  def train_members(
-    self,
-    config,
-    model,
-    data,
-    workdir,
-    devices,
-    console,
-    splits=('train', 'val', 'test'),
-    should_stop=None,
-  ):
-    del model, devices, console, should_stop
+  def train_members(self, job, splits=('train', 'val', 'test')):
+    config, data, workdir = job.config, job.data, job.workdir
     # What is there is of the same training, which goes on.
     about = json.loads((workdir / 'config.json').read_text())
     assert about['l1'] == list(config.l1)
@@ -157,9 +148,8 @@ def searched(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=100)
     found = None
     try:
-      found = search(
-        config, Dropping(0.0), data, workdir, console=console, resume=resume
-      )
+      job = Job(config, Dropping(0.0), data, workdir, console=console)
+      found = search(job, resume)
     except KeyboardInterrupt:
       assert trainer.steps == trainer.stop
     return trainer, found, console.file.getvalue()
@@ -735,7 +725,7 @@ def test_real_networks_are_searched_and_kept(tmp_path):
     learning_rate=1e-2,
   )
   console = Console(file=io.StringIO(), width=100)
-  found = search(config, Dropping(0.0), data, tmp_path, console=console)
+  found = search(Job(config, Dropping(0.0), data, tmp_path, console=console))
   rows = _read(tmp_path)
   (knee,) = (row['l1'] for row in rows if row['knee'])
   assert [(row['level'], row['seed']) for row in rows] == [(1, 3)] * 4

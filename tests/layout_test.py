@@ -20,6 +20,7 @@ from mopt.training import Config
 from mopt.training import load_dataset
 from mopt.training.batches import make_batches
 from mopt.training.batches import spread
+from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
 from mopt.training.layout import over_devices
@@ -191,7 +192,9 @@ class _Found(NamedTuple):
 
 
 def _train(config, data, model, num_devices, grid):
-  program = make_program(config, model, data, first_devices(num_devices))
+  program = make_program(
+    Job(config, model, data, devices=first_devices(num_devices))
+  )
   layout = program.layout
   assert layout.grid == grid
   state = program.prune(program.init())
@@ -273,7 +276,7 @@ def test_a_spread_and_streamed_population_equals_one_device(
 def test_without_validation_examples_a_spread_population_has_no_scores(stream):
   empty = load_dataset('mnist5k', val_size=0, train_size=32)
   config = _config(2, 3, stream=stream)
-  program = make_program(config, Dropping(0.0), empty, jax.devices())
+  program = make_program(Job(config, Dropping(0.0), empty))
   assert program.layout.is_spread
   scores = program.evaluate(program.init(), 'val')
   assert scores.ce.shape == scores.accuracy.shape == (6,)

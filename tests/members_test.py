@@ -19,6 +19,7 @@ from benchmarks import faults
 import mopt
 from mopt.training import Config
 from mopt.training import files
+from mopt.training import Job
 from mopt.training import load
 from mopt.training import load_dataset
 from mopt.training import loop
@@ -66,11 +67,11 @@ def programs():
   make = program_lib.make_program
   kept = {}
 
-  def make_once(config, model, data, devices):
-    config = dataclasses.replace(config, checkpoint_every=1, profile=False)
-    key = config, model, id(data), tuple(devices)
+  def make_once(job):
+    config = dataclasses.replace(job.config, checkpoint_every=1, profile=False)
+    key = config, job.model, id(job.data), tuple(job.devices)
     if key not in kept:
-      kept[key] = data, make(config, model, data, devices)
+      kept[key] = job.data, make(job)
     return kept[key][1]
 
   # They need not be fast, but compiled.
@@ -105,7 +106,7 @@ class _Runs:
     output = io.StringIO()
     rows = None
     with contextlib.suppress(Interrupted):
-      rows = run(
+      job = Job(
         config or self.config,
         self.model,
         self.data,
@@ -114,6 +115,7 @@ class _Runs:
         Console(file=output, width=200, **console),
         lambda: _log(workdir)[-1]['epoch'] in stop_after,
       )
+      rows = run(job)
     return rows, output.getvalue()
 
   def traces(self, name):
@@ -479,7 +481,7 @@ def test_the_network_before_the_failure_is_kept(poisoned):
   """That of weight 2e-4 fails in the first step of epoch 3."""
   poisoned.go('two', (2,))
   program = loop.program_lib.make_program(
-    poisoned.config, Tiny(), poisoned.data, poisoned.devices
+    Job(poisoned.config, Tiny(), poisoned.data, devices=poisoned.devices)
   )
   template = program.layout.collect(program.init())
   checkpoint = poisoned.folder / 'two' / 'checkpoints'
@@ -598,13 +600,8 @@ def test_a_network_at_chance_has_collapsed(accuracy, nonzeros, status):
 def test_every_network_has_a_file_of_its_own(digits, tmp_path, l1, names):
   config = Config(l1=l1, seed=(7,))
   weights = np.arange(6.0, dtype=np.float32).reshape(2, 3)
-  loop._save_members(
-    tmp_path / 'members',
-    config,
-    digits,
-    make_population(config),
-    {'params': {'w': weights}},
-  )
+  job = Job(config, Tiny(), digits, tmp_path)
+  loop._save_members(job, make_population(config), {'params': {'w': weights}})
   for index, name in enumerate(names):
     net = load(tmp_path / 'members' / f'{name}_seed_7.npz')
     np.testing.assert_array_equal(net.params['w'], weights[index])

@@ -325,7 +325,7 @@ def test_a_run_on_features_of_any_shape(here, shape, settings):
     dataset='table.npz', l1=(1e-5,), epochs=6, learning_rate=0.02, **settings
   )
   (here / 'run').mkdir()
-  (row,) = training.run(config, Dense(), data, here / 'run')
+  (row,) = training.run(training.Job(config, Dense(), data, here / 'run'))
   assert row['acc_test'] > 0.9
   # It predicts, in units of the user, and with its own scales.
   net = training.load(here / 'run' / 'members' / 'l1_1e-05_seed_0.npz')

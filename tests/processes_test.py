@@ -41,9 +41,9 @@ def rest():
     import time; time.sleep(float(pause))
   return False
 with tempfile.TemporaryDirectory() as other:
+  folder = pathlib.Path(workdir if first else other)
   training.run(
-    config, Tiny(), data, pathlib.Path(workdir if first else other),
-    should_stop=rest,
+    training.Job(config, Tiny(), data, folder, should_stop=rest)
   )
 """
 

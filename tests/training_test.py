@@ -20,6 +20,7 @@ from mopt.training import batches as batches_lib
 from mopt.training import Config
 from mopt.training import Dataset
 from mopt.training import evaluation as evaluation_lib
+from mopt.training import Job
 from mopt.training import load_dataset
 from mopt.training import optimizer as optimizer_lib
 from mopt.training import program as program_lib
@@ -67,7 +68,8 @@ def _config(**kwargs):
 
 
 def _program(config, data, num_devices=1, model=None):
-  return make_program(config, model or Tiny(), data, first_devices(num_devices))
+  devices = first_devices(num_devices)
+  return make_program(Job(config, model or Tiny(), data, devices=devices))
 
 
 def _epochs(config, data, num_devices=1, epochs=1, model=None):
@@ -302,10 +304,10 @@ def test_a_network_without_dense_layers_is_refused(digits):
   )
 
 
-@pytest.mark.parametrize('job', [run, search])
+@pytest.mark.parametrize('start', [run, search])
 @pytest.mark.parametrize('kind', ['labels', 'logits', 'nothing to select on'])
 def test_data_that_do_not_fit_are_refused_before_anything_is_written(
-  digits, tmp_path, job, kind
+  digits, tmp_path, start, kind
 ):
   data = digits
   if kind == 'labels':
@@ -324,12 +326,12 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(
     data = data._replace(test=_take(data.test, 0))
     message = 'dataset=mnist5k: expected examples in the split test, got none'
   config = _config(
-    l1=None if job is search else (0.0,),
-    search='grid' if job is search else 'none',
+    l1=None if start is search else (0.0,),
+    search='grid' if start is search else 'none',
     select_on='test' if kind == 'nothing to select on' else 'val',
   )
   with pytest.raises(ValueError, match=message):
-    job(config, Tiny(), data, tmp_path)
+    start(Job(config, Tiny(), data, tmp_path))
   assert list(tmp_path.iterdir()) == []
 
 
@@ -752,7 +754,7 @@ def test_nothing_turns_into_float64_with_x64(digits, optimizer, model):
     state = jax.vmap(jax.vmap(init))(jnp.zeros((1, 1)))
     batches = batches_lib.make_batches(config, np.arange(640)[None], 1)
     return state, step_lib.train_steps(
-      *(config, model, digits.mean, digits.std, 20, None, state),
+      *(Job(config, model, digits), 20, None, state),
       jnp.ones((1,), jnp.float32),
       jax.random.split(jax.random.key(0), 1),
       np.int32(0),

@@ -10,6 +10,7 @@ from benchmarks.peers.task import Weights
 import models
 from mopt.training import Config
 from mopt.training import Dataset
+from mopt.training import Job
 from mopt.training.data import Split
 from mopt.training.program import make_program
 
@@ -42,7 +43,7 @@ class Trainer:
     network = models.create('lenet5')
     devices = jax.local_devices()[:1]
     self._task = task
-    self._program = make_program(config, network, data, devices)
+    self._program = make_program(Job(config, network, data, devices=devices))
     self._state = self._program.prune(self._program.init())
 
   def epoch(self) -> float:

@@ -5,6 +5,7 @@ from mopt.training.data import Dataset
 from mopt.training.data import load_dataset
 from mopt.training.data import normalise
 from mopt.training.files import UNFINISHED
+from mopt.training.job import Job
 from mopt.training.knee_search import check_resumable
 from mopt.training.knee_search import search
 from mopt.training.network import load
@@ -17,6 +18,7 @@ __all__ = (
   'check_resumable',
   'Config',
   'Dataset',
+  'Job',
   'load',
   'load_dataset',
   'Network',

@@ -5,17 +5,15 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from mopt.training import calls
-from mopt.training.data import Dataset
 from mopt.training.data import normalise
-from mopt.training.data import Scale
 from mopt.training.data import Split
+from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import over_devices
 
@@ -45,8 +43,7 @@ def score(
 
 
 def make_evaluate(
-  model: nn.Module,
-  data: Dataset,
+  job: Job,
   splits: Mapping[str, Split],
   layout: Layout,
   streamed: bool,
@@ -54,9 +51,8 @@ def make_evaluate(
   """Makes the function that scores a population.
 
   Args:
-    model: see `mopt.training.program.make_program`.
-    data: for mean and standard deviation of the pixels.
-    splits: `data`'s, on the devices unless they are streamed.
+    job: for the network, and the mean and standard deviation of the pixels.
+    splits: of its data, on the devices unless they are streamed.
     layout: of the population; devices that do not have members of their own
       take a share of the batches.
     streamed: whether pictures are sent a part of a split at a time.
@@ -67,7 +63,7 @@ def make_evaluate(
   axis, own, share = (None, 0, None) if layout.is_spread else (_AXIS, None, 0)
   num_shares = 1 if layout.is_spread else len(layout.devices)
   sums_on_devices = over_devices(
-    functools.partial(_sums, model, data.mean, data.std, axis),
+    functools.partial(_sums, job, axis),
     layout,
     _AXIS,
     in_axes=(own, None, share, share),
@@ -109,9 +105,7 @@ def _batches(
 
 
 def _sums(
-  model: nn.Module,
-  mean: Scale,
-  std: Scale,
+  job: Job,
   axis: str | None,
   variables: PyTree,
   split: Split,
@@ -122,10 +116,11 @@ def _sums(
 
   def batch_sums(batch):
     indices, count = batch
-    images = normalise(split.images[indices], mean, std)
+    images = split.images[indices]
+    images = normalise(images, job.data.mean, job.data.std)
 
     def member_sums(variables):
-      logits = calls.predict(model, images, variables)
+      logits = calls.predict(job.model, images, variables)
       return score(logits, split.labels[indices], count)
 
     return jax.vmap(jax.vmap(member_sums))(variables)

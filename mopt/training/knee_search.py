@@ -4,7 +4,7 @@ What `mopt.search` asks for is trained as one population a level. Objectives are
 those of validation data, and the test set is scored for the knee alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 import os
@@ -13,10 +13,8 @@ import shutil
 import time
 from typing import Any
 
-from flax import linen as nn
 import jax
 import numpy as np
-from rich.console import Console
 
 import mopt
 from mopt import search as strategies
@@ -24,6 +22,7 @@ from mopt.training import files
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.job import Job
 from mopt.training.loop import train_members
 from mopt.training.program import check_fit
 from mopt.training.resume import check_settings
@@ -33,19 +32,10 @@ from mopt.training.run import selection_split
 from mopt.training.run import table
 
 
-def search(
-  config: Config,
-  model: nn.Module,
-  data: Dataset,
-  workdir: str | os.PathLike,
-  devices: Sequence[jax.Device] | None = None,
-  console: Console | None = None,
-  resume: bool = False,
-  should_stop: Callable[[], bool] = lambda: False,
-) -> list[dict[str, Any]]:
+def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
   """Searches for the weight of the knee, and trains that one in full.
 
-  In `workdir`: config.json; results.csv, all trainings of the levels that are
+  In the folder: config.json; results.csv, all trainings of the levels that are
   done, replaced as a whole after each level; front.png and search.png of them;
   a folder of logs and networks per level; and `knee_l1_*`, what
   `mopt.training.run` leaves of the weight of the knee, with all seeds. Levels
@@ -53,14 +43,8 @@ def search(
   of the seeds.
 
   Args:
-    config: the settings, with `config.is_search`.
-    model: a linen module, see `mopt.training.program.make_program`.
-    data: the data set.
-    workdir: an existing folder.
-    devices: see `mopt.training.program.make_program`.
-    console: where progress and tables go; the standard output by default.
-    resume: go on with the search that lies in `workdir`; the end is the same.
-    should_stop: see `mopt.training.run`.
+    job: what is trained and where, with `job.config.is_search`.
+    resume: go on with the search that lies in the folder; the end is the same.
 
   Returns:
     The rows of results.csv of the knee, one per seed; none without a knee.
@@ -71,11 +55,12 @@ def search(
       written, if what is to be resumed belongs to other settings.
   """
   start = time.perf_counter()
-  console = console or Console(markup=False)
-  workdir = pathlib.Path(workdir)
-  check_fit(config, model, data)
+  workdir = pathlib.Path(job.workdir)
+  job = job._replace(workdir=workdir)
+  config, console = job.config, job.console
+  check_fit(config, job.model, job.data)
   strategy = make_strategy(config)
-  split = selection_split(config, data)
+  split = selection_split(config, job.data)
   state = strategy.init()
   rows: list[dict[str, Any]] = []
   if resume:
@@ -97,15 +82,7 @@ def search(
     if done := sum(row['level'] == level for row in rows):
       name += f'_after_{done}'  # which max_runs had cut short, and no longer
     new = _train_level(
-      config,
-      model,
-      data,
-      workdir / name,
-      devices,
-      console,
-      weights,
-      split,
-      should_stop,
+      job._replace(workdir=workdir / name), tuple(weights), split
     )
     new = [{'level': level} | row for row in new]
     state = _tell(config, strategy, state, new, split)
@@ -119,9 +96,7 @@ def search(
   if knee is None:
     console.print('No knee: fewer than three points, or none below their line.')
   else:
-    found = _train_knee(
-      config, model, data, workdir, devices, console, knee, should_stop
-    )
+    found = _train_knee(job, knee)
   _draw(config, workdir, rows, split, found)
   seconds = round(time.perf_counter() - start, 1)
   about |= {'knee': knee, 'seconds': seconds}
@@ -218,27 +193,19 @@ def _judged(row, split: str) -> tuple[float, float]:
 
 
 def _train_level(
-  config, model, data, folder, devices, console, weights, split, should_stop
+  job: Job, weights: tuple[float, ...], split: str
 ) -> list[dict[str, Any]]:
+  config = job.config
   settings = dataclasses.replace(
     config,
     search='none',
-    l1=tuple(weights),
+    l1=weights,
     seed=config.seed[:1],
     epochs=config.search_epochs or max(1, config.epochs // 3),
   )
-  _keep_if_of(settings, folder)
-  rows = train_members(
-    settings,
-    model,
-    data,
-    folder,
-    devices,
-    console,
-    ('train', 'val', split),
-    should_stop,
-  )
-  shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+  _keep_if_of(settings, job.workdir)
+  rows = train_members(job._replace(config=settings), ('train', 'val', split))
+  shutil.rmtree(job.workdir / 'checkpoints', ignore_errors=True)
   return rows
 
 
@@ -254,18 +221,17 @@ def _keep_if_of(settings: Config, folder: pathlib.Path) -> None:
   files.write_json(folder / 'config.json', dataclasses.asdict(settings))
 
 
-def _train_knee(
-  config, model, data, workdir, devices, console, knee, should_stop
-) -> list[dict[str, Any]]:
-  folder = workdir / f'knee_l1_{knee:g}'
-  console.print(
+def _train_knee(job: Job, knee: float) -> list[dict[str, Any]]:
+  config = job.config
+  folder = job.workdir / f'knee_l1_{knee:g}'
+  job.console.print(
     f'knee: l1 {knee:.3g}, now {config.epochs} epochs with seed '
     f'{",".join(map(str, config.seed))}',
     highlight=False,
   )
   settings = dataclasses.replace(config, search='none', l1=(knee,))
   _keep_if_of(settings, folder)
-  return run(settings, model, data, folder, devices, console, should_stop)
+  return run(job._replace(config=settings, workdir=folder))
 
 
 def hypervolumes(

@@ -1,6 +1,6 @@
 """A population from its first epoch to its last."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import contextlib
 import json
 import math
@@ -8,7 +8,6 @@ import pathlib
 import shutil
 from typing import Any
 
-from flax import linen as nn
 import jax
 import numpy as np
 from rich.console import Console
@@ -30,9 +29,8 @@ from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training import step as step_lib
 from mopt.training.batches import steps_per_epoch
-from mopt.training.config import Config
-from mopt.training.data import Dataset
 from mopt.training.evaluation import Evaluation
+from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import split_members
 from mopt.training.population import file_names
@@ -45,16 +43,9 @@ class Interrupted(Exception):
 
 
 def train_members(
-  config: Config,
-  model: nn.Module,
-  data: Dataset,
-  workdir: pathlib.Path,
-  devices: Sequence[jax.Device] | None,
-  console: Console,
-  splits: Sequence[str] = ('train', 'val', 'test'),
-  should_stop: Callable[[], bool] = lambda: False,
+  job: Job, splits: Sequence[str] = ('train', 'val', 'test')
 ) -> list[dict[str, Any]]:
-  """Trains a population, with logs, checkpoints and `members/` in `workdir`.
+  """Trains a population, with logs, checkpoints and `members/` in its folder.
 
   Where there are checkpoints it goes on after the last of them.
 
@@ -63,19 +54,20 @@ def train_members(
     for scores on other than `splits`.
 
   Raises:
-    Interrupted: after an epoch, if `should_stop()`.
+    Interrupted: after an epoch, if `job.should_stop()`.
     OSError: if something cannot be written.
     Damaged: if there are checkpoints and all of them are damaged.
   """
-  program = program_lib.make_program(config, model, data, devices)
+  config, data = job.config, job.data
+  program = program_lib.make_program(job)
   members = make_population(config)
-  console.print(
+  job.console.print(
     f'{len(members)} x {config.model} on {data.name} '
     f'({len(data.train.labels):,} training examples), {config.optimizer}, '
-    f'{_devices(program.layout)} -> {workdir}',
+    f'{_devices(program.layout)} -> {job.workdir}',
     soft_wrap=True,
   )
-  state = _train(config, data, program, members, workdir, console, should_stop)
+  state = _train(job, program, members)
   unknown = Evaluation(*[np.full(len(members), np.nan)] * 2)
   scores = {
     split: program.evaluate(state, split) if split in splits else unknown
@@ -90,7 +82,7 @@ def train_members(
     chance=np.bincount(labels).max() / len(labels),
   )
   variables = program.layout.collect(state.variables)
-  _save_members(workdir / 'members', config, data, members, variables)
+  _save_members(job, members, variables)
   return rows
 
 
@@ -102,16 +94,11 @@ def _devices(layout: Layout) -> str:
 
 
 def _train(
-  config: Config,
-  data: Dataset,
-  program: program_lib.Program,
-  members: Sequence[Member],
-  workdir: pathlib.Path,
-  console: Console,
-  should_stop: Callable[[], bool],
+  job: Job, program: program_lib.Program, members: Sequence[Member]
 ) -> step_lib.State:
   """All epochs, with progress and logs; returns the pruned networks."""
-  steps = steps_per_epoch(config, len(data.train.labels))
+  config, workdir, console = job.config, job.workdir, job.console
+  steps = steps_per_epoch(config, len(job.data.train.labels))
   rate = optimizer_lib.learning_rate(config, steps)
   layout = program.layout
 
@@ -123,7 +110,7 @@ def _train(
       records.histogram_records(members, head, params),
     )
 
-  start, state = _start(program, workdir, console)
+  start, state = _start(job, program)
   if start == 0:
     log_histograms(0, 'initial', state)
     state = program.prune(state)
@@ -137,7 +124,7 @@ def _train(
     )
     for number in range(start, config.epochs):
       failed = layout.collect(state.failure.objective)
-      with _profiled(config, number, workdir):
+      with _profiled(job, number):
         state, metrics = program.epoch(state, number)
       val = program.evaluate(state, 'val')
       counts = program.complexity(state)
@@ -158,7 +145,7 @@ def _train(
           f'epoch {number + 1}/{config.epochs}  {summary}', soft_wrap=True
         )
       _report_failures(members, failed, layout.collect(state.failure), console)
-      stop = processes.any_of(should_stop())
+      stop = processes.any_of(job.should_stop())
       is_last = number + 1 == config.epochs
       if stop or is_last or (number + 1) % config.checkpoint_every == 0:
         tree = layout.collect(state)
@@ -173,12 +160,13 @@ def _train(
 
 
 def _start(
-  program: program_lib.Program, workdir: pathlib.Path, console: Console
+  job: Job, program: program_lib.Program
 ) -> tuple[int, step_lib.State]:
   """The number of epochs that are done, and the state after them.
 
   Logs of what comes after the checkpoint are taken out of the files.
   """
+  workdir, console = job.workdir, job.console
   state = program.init()
   folder = workdir / 'checkpoints'
   found = None
@@ -241,11 +229,12 @@ def _score(tree, metrics, val, counts) -> float:
   return mopt.hypervolume(points, (1.0, math.log(total) + 1))
 
 
-def _profiled(config: Config, number: int, workdir: pathlib.Path):
+def _profiled(job: Job, number: int):
   """Traces the second epoch, or the only one, which compiles."""
-  if not config.profile or number != min(1, config.epochs - 1):
+  if not job.config.profile or number != min(1, job.config.epochs - 1):
     return contextlib.nullcontext()
-  return jax.profiler.trace(workdir / 'profile', create_perfetto_trace=True)
+  folder = job.workdir / 'profile'
+  return jax.profiler.trace(folder, create_perfetto_trace=True)
 
 
 def _progress(console: Console) -> Progress:
@@ -278,13 +267,9 @@ def _summary(metrics, val, counts) -> str:
   )
 
 
-def _save_members(
-  folder: pathlib.Path,
-  config: Config,
-  data: Dataset,
-  members: Sequence[Member],
-  variables: Any,
-) -> None:
+def _save_members(job: Job, members: Sequence[Member], variables: Any) -> None:
+  config, data = job.config, job.data
+  folder = job.workdir / 'members'
   folder.mkdir()
   names = file_names(members, config.optimizer)
   for name, member in zip(names, split_members(variables)):

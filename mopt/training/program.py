@@ -28,6 +28,7 @@ from mopt.training.data import check_data
 from mopt.training.data import Dataset
 from mopt.training.evaluation import Evaluation
 from mopt.training.evaluation import make_evaluate
+from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
 from mopt.training.layout import over_devices
@@ -95,22 +96,11 @@ def must_stream(
   return sum(split.images.nbytes for split in splits) > limit
 
 
-def make_program(
-  config: Config,
-  model: nn.Module,
-  data: Dataset,
-  devices: Sequence[jax.Device] | None = None,
-) -> Program:
+def make_program(job: Job) -> Program:
   """Puts the data on the devices and makes the functions that use it.
 
   Args:
-    config: the settings.
-    model: a linen module from images `[batch, h, w, c]` to logits, called with
-      `train=` if it takes that. If it has a field `axis_name`, as
-      `models.vgg.VGG` has, that is set to the axis of the devices.
-    data: the data set.
-    devices: what members are spread over or each batch is split over; those
-      of all processes by default. Neither need divide by their number.
+    job: what is trained; nothing is written.
 
   Returns:
     A `Program`. `init()` gives networks before any pruning, and `prune(state)`
@@ -124,12 +114,13 @@ def make_program(
     ValueError: for a batch larger than the data, or a model that does not fit
       the pictures.
   """
-  layout = make_layout(config, list(devices or jax.devices()))
+  config, data = job.config, job.data
+  layout = make_layout(config, list(job.devices or jax.devices()))
   devices = layout.devices
   steps = steps_per_epoch(config, len(data.train.labels))
   # Over what gradients are averaged.
   axis = None if layout.is_spread else _AXIS
-  model = calls.over_axis(model, axis)
+  job = job._replace(model=calls.over_axis(job.model, axis))
   # Placed once and where pmap wants it: a state that is not compiles anew.
   mine = [devices[i] for i in layout.local]
   mesh = jax.sharding.Mesh(np.array(mine), (_AXIS,))
@@ -150,7 +141,7 @@ def make_program(
   def init_member(seed, l1):
     key = jax.random.fold_in(jax.random.key(seed), 0)
     image = jnp.zeros((1, *data.train.images.shape[1:]), jnp.float32)
-    variables = dict(calls.init(model, key, image))
+    variables = dict(calls.init(job.model, key, image))
     params = variables.pop('params')
     optimizer = optimizer_lib.make_optimizer(config, steps, l1)
     opt_state = optimizer.init(params)
@@ -192,9 +183,7 @@ def make_program(
 
   own = 0 if layout.is_spread else None
   train = over_devices(
-    functools.partial(
-      train_steps, config, model, data.mean, data.std, steps, axis
-    ),
+    functools.partial(train_steps, job, steps, axis),
     layout,
     _AXIS,
     # A part of an epoch that is sent has its share for each device.
@@ -224,7 +213,7 @@ def make_program(
       metrics.append(part_metrics)
     return state, _over_epoch(metrics, np.asarray(batches.size[0]), layout)
 
-  evaluate = make_evaluate(model, data, splits, layout, streamed)
+  evaluate = make_evaluate(job, splits, layout, streamed)
   return Program(
     layout=layout,
     init=lambda: place(init()),

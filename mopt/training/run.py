@@ -1,6 +1,6 @@
 """One run from data to results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
@@ -9,12 +9,10 @@ import subprocess
 import time
 from typing import Any
 
-from flax import linen as nn
 import jax
 import numpy as np
 import optax
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 import mopt
@@ -23,21 +21,14 @@ from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.job import Job
 from mopt.training.loop import train_members
 
 
-def run(
-  config: Config,
-  model: nn.Module,
-  data: Dataset,
-  workdir: str | os.PathLike,
-  devices: Sequence[jax.Device] | None = None,
-  console: Console | None = None,
-  should_stop: Callable[[], bool] = lambda: False,
-) -> list[dict[str, Any]]:
+def run(job: Job) -> list[dict[str, Any]]:
   """Trains a population and writes what came out.
 
-  In `workdir`: config.json, with versions and devices; metrics.jsonl, a line
+  In the folder: config.json, with versions and devices; metrics.jsonl, a line
   per epoch and member as soon as an epoch ends; histograms.jsonl, how the
   weights of each dense layer are distributed, before and after the pruning at
   the start, every fifth epoch and at the end; `checkpoints`; and at the end
@@ -45,37 +36,28 @@ def run(
   in config.json the seconds it all took.
 
   Args:
-    config: the settings.
-    model: a linen module, see `mopt.training.program.make_program`.
-    data: the data set.
-    workdir: an existing folder.
-    devices: see `mopt.training.program.make_program`.
-    console: where progress and the table go; the standard output by default.
-    should_stop: asked after each epoch.
+    job: what is trained and where, see `mopt.training.Job`.
 
   Returns:
     The rows of results.csv, one per member.
 
   Raises:
     ValueError: if batch, data and model do not fit, before anything is
-      written; `Damaged`, if all checkpoints in `workdir` are.
-    Interrupted: if `should_stop()`. What was trained is in `checkpoints`, and
-      the same call goes on from there, with the same end.
+      written; `Damaged`, if all checkpoints in the folder are.
+    Interrupted: if `job.should_stop()`. What was trained is in `checkpoints`,
+      and the same call goes on from there, with the same end.
     OSError: if something cannot be written; results that are there stay.
   """
   start = time.perf_counter()
-  # Names of files may hold what rich takes for markup.
-  console = console or Console(markup=False)
-  workdir = pathlib.Path(workdir)
-  program_lib.check_fit(config, model, data)
+  config, data, console = job.config, job.data, job.console
+  workdir = pathlib.Path(job.workdir)
+  program_lib.check_fit(config, job.model, data)
   if (workdir / 'results.csv').exists():
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return records.read_rows(workdir / 'results.csv')
   about = dataclasses.asdict(config) | {'environment': environment()}
   files.write_json(workdir / 'config.json', about)
-  rows = train_members(
-    config, model, data, workdir, devices, console, should_stop=should_stop
-  )
+  rows = train_members(job._replace(workdir=workdir))
   split = selection_split(config, data)
   records.mark_front(rows, split)
   # Imported late: matplotlib takes a second, which --help would wait for.

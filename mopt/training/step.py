@@ -8,7 +8,6 @@ alike and see the same batches.
 import functools
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +19,10 @@ from mopt.training import optimizer as optimizer_lib
 from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
 from mopt.training.batches import Batches
-from mopt.training.config import Config
 from mopt.training.data import normalise
-from mopt.training.data import Scale
 from mopt.training.data import Split
 from mopt.training.evaluation import score
+from mopt.training.job import Job
 
 PyTree = Any
 _Array = jax.Array | np.ndarray
@@ -69,10 +67,7 @@ class Metrics(NamedTuple):
 
 
 def train_steps(
-  config: Config,
-  model: nn.Module,
-  mean: Scale,
-  std: Scale,
+  job: Job,
   steps: int,
   axis: str | None,
   state: State,
@@ -88,10 +83,11 @@ def train_steps(
   dropout. Members of one seed share it. `axis` is that of the devices which
   split each batch, `None` if this one has the whole batch.
   """
-  augmentation = Augmentation(*config.augmentation)
+  mean, std = job.data.mean, job.data.std
+  augmentation = Augmentation(*job.config.augmentation)
   device = 0 if axis is None else jax.lax.axis_index(axis)
   over_l1 = jax.vmap(
-    functools.partial(_step, config, model, steps, axis),
+    functools.partial(_step, job, steps, axis),
     in_axes=(0, 0, None, None, None, None, None),
   )
   over_seeds = jax.vmap(over_l1, in_axes=(0, None, 0, 0, None, None, None))
@@ -115,8 +111,7 @@ def train_steps(
 
 
 def _step(
-  config: Config,
-  model: nn.Module,
+  job: Job,
   steps: int,
   axis: str | None,
   state: State,
@@ -132,6 +127,7 @@ def _step(
   `count` is 1 for examples and 0 for filling, `batch_size` the number of
   examples on all devices, `at` the epoch and the step.
   """
+  config = job.config
   num_devices = 1 if axis is None else jax.lax.axis_size(axis)
 
   def conv_penalty(params):
@@ -142,7 +138,7 @@ def _step(
 
   def error(params, batch):
     variables = state._replace(params=params).variables
-    logits, model_state = calls.train(model, key, batch.images, variables)
+    logits, model_state = calls.train(job.model, key, batch.images, variables)
     ce, correct = score(logits, batch.labels, count)
     # The mean of this over devices is the mean over the whole batch.
     mean = ce * (num_devices / batch_size)
