@@ -12,6 +12,13 @@ from mopt.training.batches import make_batches
 from mopt.training.batches import steps_per_epoch
 from mopt.training.batches import stream
 from mopt.training.data import Split
+from mopt.training.layout import Layout
+from tests.devices import fake_devices
+
+
+def _sharing(orders, number):
+  """So many devices that share the batches of these seeds."""
+  return Layout(tuple(fake_devices(number)), (len(orders), 1), (1, 1))
 
 
 @st.composite
@@ -33,7 +40,7 @@ def _epochs(draw):
 def test_every_example_counts_once_in_the_order_of_its_seed(epoch):
   config, orders, num_devices = epoch
   seeds, num_examples = orders.shape
-  batches = make_batches(config, orders, num_devices)
+  batches = make_batches(config, orders, _sharing(orders, num_devices))
   steps = steps_per_epoch(config, num_examples)
   share = -(-config.batch_size // num_devices)
   assert batches.chosen.shape == (num_devices, steps, seeds, share)
@@ -52,7 +59,7 @@ def test_every_example_counts_once_in_the_order_of_its_seed(epoch):
 def test_sizes_are_of_the_examples_that_count(epoch):
   config, orders, num_devices = epoch
   num_examples = orders.shape[1]
-  batches = make_batches(config, orders, num_devices)
+  batches = make_batches(config, orders, _sharing(orders, num_devices))
   steps = steps_per_epoch(config, num_examples)
   sizes = [config.batch_size] * steps
   if not config.drop_remainder:
@@ -71,7 +78,7 @@ def test_batches_are_filled_up_with_other_examples(epoch):
   # Batch normalisation sees them: twice the same would shift its statistics.
   config, orders, num_devices = epoch
   seeds, num_examples = orders.shape
-  batches = make_batches(config, orders, num_devices)
+  batches = make_batches(config, orders, _sharing(orders, num_devices))
   assert batches.chosen.min() >= 0
   assert batches.chosen.max() < num_examples
   together = batches.chosen.transpose(1, 2, 0, 3)  # [steps, S, D, share]
@@ -83,7 +90,7 @@ def test_batches_are_filled_up_with_other_examples(epoch):
 
 def test_a_batch_that_divides_is_not_filled_up():
   orders = np.random.default_rng(0).permutation(24)[None]
-  batches = make_batches(Config(batch_size=8), orders, 4)
+  batches = make_batches(Config(batch_size=8), orders, _sharing(orders, 4))
   assert batches.count.all()
   # Consecutive examples are on one device.
   np.testing.assert_array_equal(
@@ -93,7 +100,7 @@ def test_a_batch_that_divides_is_not_filled_up():
 
 def test_a_last_batch_is_filled_up_from_the_start_of_the_epoch():
   orders = np.arange(10)[None]
-  batches = make_batches(Config(batch_size=4), orders, 2)
+  batches = make_batches(Config(batch_size=4), orders, _sharing(orders, 2))
   np.testing.assert_array_equal(batches.chosen[:, 2, 0], [[8, 9], [0, 1]])
   np.testing.assert_array_equal(batches.count[:, 2], [[1, 1], [0, 0]])
   np.testing.assert_array_equal(batches.size[:, 2], [2, 2])
@@ -111,7 +118,7 @@ def _numbered(n):
 def test_a_streamed_epoch_shows_the_same_pictures(epoch, length):
   config, orders, num_devices = epoch
   train = _numbered(orders.shape[1])
-  batches = make_batches(config, orders, num_devices)
+  batches = make_batches(config, orders, _sharing(orders, num_devices))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(batches_lib, '_STEPS', length)
     parts = list(stream(train, batches))
@@ -140,7 +147,7 @@ def test_seven_steps_are_sent_in_three_parts(monkeypatch):
   monkeypatch.setattr(batches_lib, '_STEPS', 3)
   train = _numbered(20)
   orders = np.stack([np.arange(20), np.arange(20)[::-1]])
-  batches = make_batches(Config(batch_size=3), orders, 2)
+  batches = make_batches(Config(batch_size=3), orders, _sharing(orders, 2))
   parts = list(stream(train, batches))
   # For each device as many pictures as its steps show: steps, seeds, share.
   shapes = [split.images.shape for split, _ in parts]

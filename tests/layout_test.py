@@ -19,27 +19,17 @@ from mopt.training import batches as batches_lib
 from mopt.training import Config
 from mopt.training import load_dataset
 from mopt.training.batches import make_batches
-from mopt.training.batches import spread
 from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
 from mopt.training.layout import over_devices
 from mopt.training.program import make_program
+from tests.devices import fake_devices
 from tests.devices import first_devices
 from tests.networks import Dropping
 from tests.networks import Normed
 
 pytestmark = pytest.mark.usefixtures('exact_products')
-
-
-class _Device(NamedTuple):
-  number: int
-  platform: str = 'cpu'
-  process_index: int = 0
-
-
-def _devices(number, platform='cpu', processes=1):
-  return [_Device(i, platform, i % processes) for i in range(number)]
 
 
 def _config(seeds, weights, **kwargs):
@@ -52,10 +42,10 @@ _SIZES = (st.integers(1, 7), st.integers(1, 9), st.integers(1, 12))
 
 @given(*_SIZES)
 def test_the_largest_share_is_as_small_as_can_be(seeds, weights, number):
-  layout = make_layout(_config(seeds, weights), _devices(number))
+  layout = make_layout(_config(seeds, weights), fake_devices(number))
   assert layout.size == (seeds, weights)
   used = len(layout.devices)
-  assert layout.devices == tuple(_devices(used))
+  assert layout.devices == tuple(fake_devices(used))
   share = layout.weights(np.arange(weights)).shape[1]
   share *= layout.seeds(np.arange(seeds)).shape[1]
   # All ways to cut, and what the device with the most members has to train.
@@ -72,7 +62,7 @@ def test_the_largest_share_is_as_small_as_can_be(seeds, weights, number):
 
 @given(*_SIZES)
 def test_members_come_back_in_their_order(seeds, weights, number):
-  layout = make_layout(_config(seeds, weights), _devices(number))
+  layout = make_layout(_config(seeds, weights), fake_devices(number))
   # As `make_program` does: each device pairs its seeds with its weights.
   of_seed = layout.seeds(10 * np.arange(seeds))
   of_weight = layout.weights(np.arange(weights))
@@ -87,13 +77,14 @@ def test_members_come_back_in_their_order(seeds, weights, number):
   np.testing.assert_array_equal(layout.scatter(found)['b'], wide)
 
 
-@pytest.mark.parametrize(('number', 'axes'), [(1, 3), (4, 3), (4, 2)])
-def test_a_function_of_one_member_is_mapped_over_all(number, axes):
-  parallel = 'members' if axes == 3 else 'data'
-  layout = make_layout(_config(2, 2, parallel=parallel), _devices(number))
+@pytest.mark.parametrize(
+  ('number', 'parallel'), [(1, 'auto'), (4, 'auto'), (4, 'data')]
+)
+def test_a_function_of_one_member_is_mapped_over_all(number, parallel):
+  layout = make_layout(_config(2, 2, parallel=parallel), fake_devices(number))
   shapes = []
   layout.over_members(lambda x: shapes.append(x.shape) or x)(
-    np.zeros((*[2] * axes, 5))
+    np.zeros((2, 2, 2, 5))
   )
   assert shapes == [(5,)]
 
@@ -101,65 +92,70 @@ def test_a_function_of_one_member_is_mapped_over_all(number, axes):
 @given(*_SIZES, st.sampled_from(['cpu', 'gpu']))
 def test_shared_batches_take_all_devices(seeds, weights, number, platform):
   config = _config(seeds, weights, parallel='data')
-  layout = make_layout(config, _devices(number, platform))
-  assert layout.devices == tuple(_devices(number, platform))
-  assert not layout.is_spread
-  values = np.arange(weights)
-  assert layout.weights(values) is layout.seeds(values) is values
+  layout = make_layout(config, fake_devices(number, platform))
+  assert layout.devices == tuple(fake_devices(number, platform))
+  assert layout.shares_batches == (number > 1)
+  assert layout.share == list(range(number))
+  for of_all, places in ((seeds, layout.seeds), (weights, layout.weights)):
+    expected = np.broadcast_to(np.arange(of_all), (number, of_all))
+    np.testing.assert_array_equal(places(np.arange(of_all)), expected)
   ids = np.arange(seeds * weights).reshape(seeds, weights)
-  flat = layout.collect({'a': ids})['a']
+  copies = np.broadcast_to(ids, (number, seeds, weights))
+  flat = layout.collect({'a': copies})['a']
   np.testing.assert_array_equal(flat, ids.ravel())
-  np.testing.assert_array_equal(layout.scatter({'a': flat})['a'], ids)
+  np.testing.assert_array_equal(layout.scatter({'a': flat})['a'], copies)
 
 
 @pytest.mark.parametrize(
-  ('parallel', 'platform', 'is_spread', 'used'),
+  ('parallel', 'platform', 'used'),
   [
-    ('auto', 'cpu', True, 1),
-    ('auto', 'gpu', False, 4),
-    ('auto', 'tpu', False, 4),
-    ('members', 'gpu', True, 1),
-    ('data', 'cpu', False, 4),
+    ('auto', 'cpu', 1),
+    ('auto', 'gpu', 4),
+    ('auto', 'tpu', 4),
+    ('members', 'gpu', 1),
+    ('data', 'cpu', 4),
   ],
 )
-def test_a_single_member_has_all_devices_but_on_a_cpu(
-  parallel, platform, is_spread, used
-):
+def test_a_single_member_has_all_devices_but_on_a_cpu(parallel, platform, used):
   config = _config(1, 1, parallel=parallel)
-  layout = make_layout(config, _devices(4, platform))
-  assert (layout.is_spread, len(layout.devices)) == (is_spread, used)
+  layout = make_layout(config, fake_devices(4, platform))
+  assert (layout.grid, len(layout.devices)) == ((1, 1), used)
+  assert layout.shares_batches == (used > 1)
   # The multiobjective optimizers find the weights: one member for each seed.
   found = Config(optimizer='madam', parallel=parallel)
-  assert make_layout(found, _devices(4, platform)) == layout
+  assert make_layout(found, fake_devices(4, platform)) == layout
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
 def test_several_members_are_spread_everywhere(platform):
-  layout = make_layout(_config(1, 2), _devices(4, platform))
+  layout = make_layout(_config(1, 2), fake_devices(4, platform))
   assert (layout.grid, len(layout.devices)) == ((1, 2), 2)
 
 
 @pytest.mark.parametrize('parallel', ['auto', 'data'])
 @pytest.mark.parametrize('weights', [1, 3])
 def test_several_processes_share_the_batches(parallel, weights):
-  devices = _devices(4, processes=2)
+  devices = fake_devices(4, processes=2)
   layout = make_layout(_config(1, weights, parallel=parallel), devices)
-  assert layout == (tuple(devices), (1, weights), None)
+  assert layout == (tuple(devices), (1, weights), (1, 1))
+  # This is the first process: it has every other one.
+  assert layout.local == layout.share == [0, 2]
+  assert layout.seeds(np.array([7])).tolist() == [[7], [7]]
 
 
 def test_members_are_not_spread_over_processes():
   config = _config(1, 3, parallel='members')
   with pytest.raises(ValueError, match='^parallel=members: expected data or'):
-    make_layout(config, _devices(4, processes=2))
+    make_layout(config, fake_devices(4, processes=2))
 
 
 @given(*_SIZES, st.integers(1, 20))
 def test_each_seed_sees_its_order_of_examples(seeds, weights, number, size):
   config = _config(seeds, weights, batch_size=size)
-  layout = make_layout(config, _devices(number))
+  layout = make_layout(config, fake_devices(number))
   random = np.random.default_rng(0)
   orders = np.stack([random.permutation(20) for _ in range(seeds)])
-  batches = spread(make_batches(config, orders, 1), layout)
+  batches = make_batches(config, orders, layout)
   devices, steps = len(layout.devices), -(-20 // size)
   own = layout.seeds(np.arange(seeds))
   assert batches.chosen.shape == (devices, steps, own.shape[1], size)
@@ -244,7 +240,7 @@ _POPULATION = dict(l1=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1), seed=(0, 7), epochs=4)
 def test_a_spread_population_equals_one_device(digits):
   # Each of four devices has one seed and three weights, the last one filled up.
   alone = _train(
-    Config(**_POPULATION, parallel='data'), digits, Dropping(0.2), 1, None
+    Config(**_POPULATION, parallel='data'), digits, Dropping(0.2), 1, (1, 1)
   )
   config = Config(**_POPULATION, parallel='members')
   found = _train(config, digits, Dropping(0.2), 4, (2, 2))
@@ -264,7 +260,7 @@ def test_a_spread_and_streamed_population_equals_one_device(
     Config, optimizer='sgd', l1=(1e-3,), seed=(0, 1, 2, 3, 7), epochs=4
   )
   model = Normed(dropout=0.2)
-  alone = _train(config(parallel='data'), digits, model, 1, None)
+  alone = _train(config(parallel='data'), digits, model, 1, (1, 1))
   found = _train(config(stream=True), digits, model, 3, (3, 1))
   _assert_same(found, alone, config().threshold)
   means = alone.model_state['batch_stats']['norm1']['mean']
@@ -277,27 +273,26 @@ def test_without_validation_examples_a_spread_population_has_no_scores(stream):
   empty = load_dataset('mnist5k', val_size=0, train_size=32)
   config = _config(2, 3, stream=stream)
   program = make_program(Job(config, Dropping(0.0), empty))
-  assert program.layout.is_spread
+  assert program.layout.grid != (1, 1)
   scores = program.evaluate(program.init(), 'val')
   assert scores.ce.shape == scores.accuracy.shape == (6,)
   assert np.isnan(scores.ce).all()
   assert np.isnan(scores.accuracy).all()
 
 
-@pytest.mark.parametrize('out_axes', [0, None])
-def test_without_jit_the_devices_do_the_same(four_devices, out_axes):
-  layout = Layout(tuple(four_devices), (1, 1), None)
+def test_without_jit_the_devices_do_the_same(four_devices):
+  layout = Layout(tuple(four_devices), (1, 1), (1, 1))
 
   def function(state, scale, rows):
     def step(state, row):
-      total = jax.lax.psum(row, 'devices') if out_axes is None else row
+      total = jax.lax.psum(row, 'devices')
       return state + scale * total, total.sum()
 
     return jax.lax.scan(step, state, rows)
 
   rows = np.arange(24.0, dtype=np.float32).reshape(4, 2, 3)
-  state = np.zeros(3 if out_axes is None else (4, 3), np.float32)
-  arguments = (layout, 'devices', (out_axes, None, 0), out_axes)
+  state = np.zeros((4, 3), np.float32)
+  arguments = (layout, 'devices', (0, None, 0))
   expected = over_devices(function, *arguments)(state, 2.0, rows)
   with jax.disable_jit():
     actual = over_devices(function, *arguments)(state, 2.0, rows)

@@ -80,6 +80,13 @@ def _epochs(config, data, num_devices=1, epochs=1, model=None):
   return program, jax.device_get(state), jax.device_get(metrics)
 
 
+def _first(state):
+  """What the first device has: the others have the same."""
+  for leaf in jax.tree.leaves(state):
+    np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
+  return jax.tree.map(lambda x: x[0], state)
+
+
 def _dense(params):
   return [params[f'layer{i}']['kernel'] for i in (1, 2, 3)]
 
@@ -97,7 +104,7 @@ def test_four_devices_equal_one(digits, optimizer):
   model = models.create('lenet5') if optimizer == 'madam' else Tiny()
   _, one, metrics_one = _epochs(config, digits, 1, model=model)
   _, four, metrics_four = _epochs(config, digits, 4, model=model)
-  for a, b in zip(_dense(one.params), _dense(four.params)):
+  for a, b in zip(_dense(_first(one).params), _dense(_first(four).params)):
     # A weight may fall on the other side of the threshold only if it is there.
     differ = (a == 0) != (b == 0)
     magnitude = np.maximum(np.abs(a), np.abs(b))[differ]
@@ -112,7 +119,9 @@ def test_a_batch_need_not_divide_by_the_devices(digits):
   config = _config(optimizer='sgd', batch_size=27)
   _, one, metrics_one = _epochs(config, digits, 1)
   _, several, metrics_several = _epochs(config, digits, 4)
-  chex.assert_trees_all_close(one.params, several.params, atol=5e-6)
+  chex.assert_trees_all_close(
+    _first(one).params, _first(several).params, atol=5e-6
+  )
   chex.assert_trees_all_close(metrics_one, metrics_several, rtol=1e-4)
 
 
@@ -122,7 +131,7 @@ def test_an_epoch_is_the_loop_one_would_write(digits):
   data = digits._replace(train=_take(digits.train, 250))
   program = _program(config, data)
   state = program.prune(program.init())
-  params = jax.tree.map(lambda x: x[0, 0], state.params)
+  params = jax.tree.map(lambda x: x[0, 0, 0], state.params)
   state, metrics = program.epoch(state, 0)
 
   key = jax.random.fold_in(jax.random.key(5), 1)
@@ -155,7 +164,7 @@ def test_an_epoch_is_the_loop_one_would_write(digits):
       kernel = params[layer]['kernel']
       params[layer]['kernel'] = jnp.where(jnp.abs(kernel) < 1e-3, 0, kernel)
 
-  trained = jax.tree.map(lambda x: x[0, 0], state.params)
+  trained = jax.tree.map(lambda x: x[0, 0, 0], state.params)
   chex.assert_trees_all_close(trained, params, atol=5e-6)
   mean = sum(ce * n for ce, n in losses) / 250
   np.testing.assert_allclose(metrics.ce[0], mean, rtol=1e-5)
@@ -169,14 +178,14 @@ def test_a_member_equals_the_same_run_alone(digits, optimizer):
   alone_l1 = None if optimizer == 'madam' else (3e-3,)
   alone = _config(optimizer=optimizer, l1=alone_l1, seed=(7,))
   _, single, _ = _epochs(alone, digits)
-  member = jax.tree.map(lambda x: x[1, -1], population.params)
-  single = jax.tree.map(lambda x: x[0, 0], single.params)
+  member = jax.tree.map(lambda x: x[0, 1, -1], population.params)
+  single = jax.tree.map(lambda x: x[0, 0, 0], single.params)
   chex.assert_trees_all_close(member, single, atol=1e-5)
 
 
 def test_members_differ_by_seed_and_weight(digits):
   _, state, metrics = _epochs(_config(l1=(1e-5, 1e-2), seed=(0, 1)), digits)
-  kernel = state.params['layer1']['kernel']
+  kernel = state.params['layer1']['kernel'][0]
   assert kernel.shape == (2, 2, 75, 24)
   nonzeros = (kernel != 0).sum(axis=(2, 3))
   assert (nonzeros[:, 0] > nonzeros[:, 1]).all()
@@ -223,7 +232,7 @@ def test_evaluation_is_exact_for_any_size(digits, split, num_devices):
   found = program.evaluate(state, split)
   examples = getattr(digits, split)
   logits = Tiny().apply(
-    {'params': jax.tree.map(lambda x: x[0, 1], params)},
+    {'params': jax.tree.map(lambda x: x[0, 0, 1], params)},
     examples.images / np.float32(255),
   )
   logits = np.asarray(logits, np.float64)
@@ -367,7 +376,7 @@ def test_logged_norms_cosine_and_weights_belong_together(digits):
   # The l1 gradient is a sign for every dense weight that is not zero.
   program = _program(config, digits)
   start = mopt.count_nonzero(
-    jax.tree.map(lambda x: x[0, 0], program.prune(program.init()).params),
+    jax.tree.map(lambda x: x[0, 0, 0], program.prune(program.init()).params),
     mopt.dense_kernels,
   )
   np.testing.assert_allclose(g2**2, int(start.total), rtol=1e-5)
@@ -380,6 +389,7 @@ def test_batch_statistics_do_not_depend_on_the_devices(digits):
   config = _config(optimizer='sgd', prune='after')
   _, one, metrics_one = _epochs(config, data, 1, model=Normed())
   _, four, metrics_four = _epochs(config, data, 4, model=Normed())
+  one, four = _first(one), _first(four)
   chex.assert_trees_all_close(one.params, four.params, rtol=1e-4, atol=1e-5)
   chex.assert_trees_all_close(
     one.model_state, four.model_state, rtol=1e-4, atol=1e-6
@@ -392,7 +402,7 @@ def test_batch_statistics_are_those_of_the_whole_batch(digits):
   config = _config(batch_size=64)
   program = _program(config, data, 4, Normed())
   state = program.prune(program.init())
-  conv = jax.tree.map(lambda x: np.asarray(x[0, 0]), state.params['conv1'])
+  conv = jax.tree.map(lambda x: np.asarray(x[0, 0, 0]), state.params['conv1'])
   state, _ = program.epoch(state, 0)
   x = data.train.images[:, ::4, ::4] / np.float32(255)
   x = jax.lax.conv_general_dilated(
@@ -404,7 +414,7 @@ def test_batch_statistics_are_those_of_the_whole_batch(digits):
   )
   x = np.asarray(x, np.float64) + conv['bias']
   x = np.where(x > 0, x, np.expm1(x))
-  stats = jax.tree.map(lambda x: x[0, 0], state.model_state['batch_stats'])
+  stats = jax.tree.map(lambda x: x[0, 0, 0], state.model_state['batch_stats'])
   expected = {
     'mean': 0.1 * x.mean(axis=(0, 1, 2)),
     'var': 0.9 + 0.1 * x.var(axis=(0, 1, 2)),
@@ -425,7 +435,7 @@ def test_evaluation_uses_the_running_statistics(digits):
     state.model_state,
   )
   found = program.evaluate(state._replace(model_state=stats), 'test')
-  member = jax.tree.map(lambda x: x[0, 1], {'params': state.params, **stats})
+  member = jax.tree.map(lambda x: x[0, 0, 1], {'params': state.params, **stats})
   logits = model.apply(member, digits.test.images / np.float32(255))
   ce = optax.softmax_cross_entropy_with_integer_labels(
     logits, digits.test.labels
@@ -516,8 +526,8 @@ def test_the_seed_alone_decides_augmentation_and_dropout(digits):
     runs.append(jax.device_get((state, metrics)))
   chex.assert_trees_all_equal(*runs)
   state, metrics = runs[0]
-  first = jax.tree.map(lambda x: x[:, 0], (state.params, state.model_state))
-  second = jax.tree.map(lambda x: x[:, 1], (state.params, state.model_state))
+  first = jax.tree.map(lambda x: x[:, :, 0], (state.params, state.model_state))
+  second = jax.tree.map(lambda x: x[:, :, 1], (state.params, state.model_state))
   chex.assert_trees_all_equal(first, second)
   assert abs(metrics.ce[0] - metrics.ce[2]) > 1e-3
 
@@ -557,7 +567,7 @@ def test_pictures_are_augmented_in_training_only(digits):
   config = _config(seed=(3, 5), **_MOVED)
   program = _program(config, data, model=Dropping(0.0))
   state = program.init()
-  params = jax.tree.map(lambda x: x[1, 0], state.params)
+  params = jax.tree.map(lambda x: x[0, 1, 0], state.params)
 
   def loss(images, labels):
     logits = Dropping(0.0).apply({'params': params}, (images - 30) / 70)
@@ -601,9 +611,9 @@ def test_the_l2_of_convolutions_can_be_in_both_goals(digits):
     )
     program = _program(config, digits)
     state = program.init()
-    start = jax.tree.map(lambda x: np.asarray(x[0, 0]), state.params)
+    start = jax.tree.map(lambda x: np.asarray(x[0, 0, 0]), state.params)
     state, metrics = program.epoch(state, 0)
-    end = jax.tree.map(lambda x: np.asarray(x[0, 0]), state.params)
+    end = jax.tree.map(lambda x: np.asarray(x[0, 0, 0]), state.params)
     steps.append((end, jax.tree.map(lambda x: float(x[0]), metrics)))
   (once, metrics_once), (both, metrics_both) = steps
   kernel = start['conv1']['kernel'].astype(np.float64)
@@ -652,19 +662,19 @@ def test_weights_that_are_found_have_a_range(digits, optimizer):
 
 def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples():
   """Of two parts with two steps and one, of 4, 4 and 2 examples."""
-  shape = (3, 1, 2)
+  shape = (1, 3, 1, 2)
   values = {
     name: np.arange(6, dtype=np.float32).reshape(shape) + 10 * i
     for i, name in enumerate(Metrics._fields)
   }
   values['weight_2'] = values['weight_2_min'] = values['weight_2_max'] = (
-    np.array([[[0.5, 0.1]], [[0.2, 0.9]], [[0.3, 0.2]]], np.float32)
+    np.array([[[[0.5, 0.1]], [[0.2, 0.9]], [[0.3, 0.2]]]], np.float32)
   )
   parts = [
-    Metrics(**{k: v[s] for k, v in values.items()})
+    Metrics(**{k: v[:, s] for k, v in values.items()})
     for s in (slice(0, 2), slice(2, 3))
   ]
-  layout = make_layout(_config(), jax.devices()[:1])
+  layout = make_layout(_config(l1=(1e-3, 1e-2)), jax.devices()[:1])
   found = program_lib._over_epoch(parts, np.array([4.0, 4.0, 2.0]), layout)
   np.testing.assert_allclose(found.weight_2, [1 / 3, 0.4], rtol=1e-6)
   np.testing.assert_allclose(found.weight_2_min, [0.2, 0.1], rtol=1e-6)
@@ -672,7 +682,7 @@ def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples():
   for name, column in values.items():
     if name.startswith('weight_2'):
       continue
-    total = column.sum(axis=0).ravel()
+    total = column.sum(axis=1).ravel()
     count = 10 if name in ('ce', 'accuracy') else 3
     np.testing.assert_allclose(getattr(found, name), total / count, rtol=1e-6)
 
@@ -702,9 +712,14 @@ def test_vgg_trains():
   before = jax.device_get(state)
   state, metrics = program.epoch(state, 0)
   chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
-  assert state.params['conv6']['kernel'].shape == (1, 1, 3, 3, 128, 128)
-  assert state.params['denselayer']['kernel'].shape == (1, 1, 2048, 10)
-  assert state.model_state['batch_stats']['norm6']['var'].shape == (1, 1, 128)
+  assert state.params['conv6']['kernel'].shape == (1, 1, 1, 3, 3, 128, 128)
+  assert state.params['denselayer']['kernel'].shape == (1, 1, 1, 2048, 10)
+  assert state.model_state['batch_stats']['norm6']['var'].shape == (
+    1,
+    1,
+    1,
+    128,
+  )
   for old, new in zip(
     jax.tree.leaves((before.params, before.model_state)),
     jax.tree.leaves((state.params, state.model_state)),
@@ -752,7 +767,8 @@ def test_nothing_turns_into_float64_with_x64(digits, optimizer, model):
 
   def train(_):
     state = jax.vmap(jax.vmap(init))(jnp.zeros((1, 1)))
-    batches = batches_lib.make_batches(config, np.arange(640)[None], 1)
+    layout = make_layout(config, first_devices(1))
+    batches = batches_lib.make_batches(config, np.arange(640)[None], layout)
     return state, step_lib.train_steps(
       *(Job(config, model, digits), 20, None, state),
       jnp.ones((1,), jnp.float32),

@@ -20,10 +20,10 @@ _STEPS = 64
 
 
 class Batches(NamedTuple):
-  """The batches of consecutive steps; D devices have a share of each."""
+  """The batches of consecutive steps on D devices, of s seeds each."""
 
   step: jax.Array | np.ndarray  # [D, steps], in its epoch.
-  chosen: jax.Array | np.ndarray  # [D, steps, S, share], places in a split.
+  chosen: jax.Array | np.ndarray  # [D, steps, s, share], places in a split.
   count: jax.Array | np.ndarray  # [D, steps, share], 0 for what only fills up.
   size: jax.Array | np.ndarray  # [D, steps], examples on all devices.
 
@@ -40,10 +40,8 @@ def steps_per_epoch(config: Config, num_examples: int) -> int:
   return -(-num_examples // config.batch_size)
 
 
-def make_batches(
-  config: Config, orders: np.ndarray, num_devices: int
-) -> Batches:
-  """The batches of an epoch.
+def make_batches(config: Config, orders: np.ndarray, layout: Layout) -> Batches:
+  """The batches of an epoch, of this process's devices.
 
   Batches that are not full, or not divisible, are filled up with other
   examples: they count nothing in objectives and metrics, but keep the
@@ -52,37 +50,31 @@ def make_batches(
   Args:
     config: the settings.
     orders: `[S, examples]`, a permutation for each seed.
-    num_devices: D.
+    layout: which seeds, and which share of a batch, a device has.
 
   Returns:
     `Batches` of all steps.
   """
   seeds, num_examples = orders.shape
   steps = steps_per_epoch(config, num_examples)
-  share = -(-config.batch_size // num_devices)
-  column = np.arange(share * num_devices)
+  num_shares = layout.num_shares
+  share = -(-config.batch_size // num_shares)
+  column = np.arange(share * num_shares)
   places = np.arange(steps)[:, None] * config.batch_size + column
   counts = (column < config.batch_size) & (places < num_examples)
   chosen = orders[:, places % num_examples]
-  chosen = chosen.reshape(seeds, steps, num_devices, share)
-  count = counts.reshape(steps, num_devices, share).transpose(1, 0, 2)
-  per_device = (num_devices, steps)
+  chosen = chosen.reshape(seeds, steps, num_shares, share)
+  chosen = chosen.transpose(2, 0, 1, 3)[
+    np.array(layout.share)[:, None], layout.seeds(np.arange(seeds))
+  ]  # [D, s, steps, share]
+  count = counts.reshape(steps, num_shares, share).transpose(1, 0, 2)
+  per_device = (len(layout.share), steps)
   return Batches(
     step=np.broadcast_to(np.arange(steps, dtype=np.int32), per_device),
-    chosen=chosen.transpose(2, 1, 0, 3).astype(np.int32),
-    count=count.astype(np.float32),
+    chosen=chosen.swapaxes(1, 2).astype(np.int32),
+    count=count[layout.share].astype(np.float32),
     size=np.broadcast_to(counts.sum(axis=1, dtype=np.float32), per_device),
   )
-
-
-def spread(batches: Batches, layout: Layout) -> Batches:
-  """From the batches of one device to those of devices with own members."""
-  num_devices = len(layout.devices)
-  per_device = jax.tree.map(
-    lambda x: np.broadcast_to(x, (num_devices, *x.shape[1:])), batches
-  )
-  by_seed = batches.chosen[0].swapaxes(0, 1)  # [S, steps, batch]
-  return per_device._replace(chosen=layout.seeds(by_seed).swapaxes(1, 2))
 
 
 def stream(train: Split, batches: Batches) -> Iterator[tuple[Split, Batches]]:

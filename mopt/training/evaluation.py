@@ -60,14 +60,12 @@ def make_evaluate(
   Returns:
     A function of the variables of a population and the name of a split.
   """
-  axis, own, share = (None, 0, None) if layout.is_spread else (_AXIS, None, 0)
-  num_shares = 1 if layout.is_spread else len(layout.devices)
+  axis = _AXIS if layout.shares_batches else None
   sums_on_devices = over_devices(
     functools.partial(_sums, job, axis),
     layout,
     _AXIS,
-    in_axes=(own, None, share, share),
-    out_axes=own,
+    in_axes=(0, None, 0, 0),
   )
 
   def evaluate(variables, name):
@@ -83,9 +81,8 @@ def make_evaluate(
       part = (
         Split(*(x[start : start + size] for x in split)) if streamed else split
       )
-      batches = _batches(len(part.labels), num_shares)
-      mine = 0 if layout.is_spread else layout.local
-      batches = tuple(x[mine] for x in batches)
+      batches = _batches(len(part.labels), layout.num_shares)
+      batches = tuple(x[layout.share] for x in batches)
       scores = layout.collect(sums_on_devices(variables, part, *batches))
       ce, correct = ce + scores[0], correct + scores[1]
     return Evaluation(ce / total, correct / total)

@@ -18,18 +18,19 @@ PyTree = Any
 class Layout(NamedTuple):
   """A population of S seeds times L weights on D devices.
 
-  Its arrays begin with the axes `[S, L]`, or `[D, s, l]` if it is spread: then
-  a device has s of the seeds times l of the weights. On the host they are flat,
-  `[M]`, seed by seed.
+  Its arrays begin with the axes `[D, s, l]`: a device has s of the seeds times
+  l of the weights, or all of them if the devices share each batch. On the host
+  they are flat, `[M]`, seed by seed.
   """
 
   devices: tuple[jax.Device, ...]  # D
   size: tuple[int, int]  # S and L.
-  grid: tuple[int, int] | None  # Into how many seeds and weights are cut.
+  grid: tuple[int, int]  # Into how many seeds and weights are cut.
 
   @property
-  def is_spread(self) -> bool:
-    return self.grid is not None
+  def shares_batches(self) -> bool:
+    """Whether the devices have all members, and a share of each batch."""
+    return len(self.devices) > self.grid[0] * self.grid[1]
 
   @property
   def local(self) -> list[int]:
@@ -37,37 +38,44 @@ class Layout(NamedTuple):
     here = jax.process_index()
     return [i for i, d in enumerate(self.devices) if d.process_index == here]
 
+  @property
+  def num_shares(self) -> int:
+    """Into how many parts a batch is cut."""
+    return len(self.devices) if self.shares_batches else 1
+
+  @property
+  def share(self) -> list[int]:
+    """Which part of a batch each of this process's devices has: `[D]`."""
+    return [i if self.shares_batches else 0 for i in self.local]
+
   def over_members(self, function: Callable) -> Callable:
     """Maps a function of one member over the first axes of its arguments."""
-    function = jax.vmap(jax.vmap(function))
-    return jax.vmap(function) if self.is_spread else function
+    return jax.vmap(jax.vmap(jax.vmap(function)))
 
   def seeds(self, of_seed: Any) -> Any:
-    """From `[S, ...]` to `[D, s, ...]` if members are spread."""
-    return of_seed if self.grid is None else of_seed[self._places(0)]
+    """From `[S, ...]` to `[D, s, ...]`, on this process's devices."""
+    return of_seed[self._places(0)]
 
   def weights(self, of_weight: Any) -> Any:
-    """From `[L, ...]` to `[D, l, ...]` if members are spread."""
-    return of_weight if self.grid is None else of_weight[self._places(1)]
+    """From `[L, ...]` to `[D, l, ...]`, on this process's devices."""
+    return of_weight[self._places(1)]
 
   def _places(self, axis: int) -> np.ndarray:
     """Which seeds, or weights, each device has: `[D, s]` or `[D, l]`."""
-    assert self.grid is not None
     length, parts = self.size[axis], self.grid[axis]
     share = -(-length // parts)
     # What is left over is filled up by the last one, whose copies are ignored.
     chosen = np.minimum(np.arange(parts * share), length - 1)
-    device = np.arange(len(self.devices))
+    device = np.array(self.local)
     part = device % parts if axis else device // self.grid[1]
-    return chosen.reshape(parts, share)[part]
+    # Where batches are shared there is one part, which all devices have.
+    return chosen.reshape(parts, share)[part % parts]
 
   def scatter(self, tree: PyTree) -> PyTree:
     """From NumPy leaves `[M, ...]` to those of a population."""
 
     def place(x):
       x = x.reshape(*self.size, *x.shape[1:])
-      if self.grid is None:
-        return x
       return x[self._places(0)[:, :, None], self._places(1)[:, None]]
 
     return jax.tree.map(place, tree)
@@ -80,18 +88,16 @@ class Layout(NamedTuple):
 
   def collect_grid(self, tree: PyTree) -> PyTree:
     """From leaves of a population to NumPy, `[S, L, ...]`."""
-    tree = jax.device_get(tree)
-    if self.grid is None:
-      return tree
     rows, columns = self.grid
 
     def join(x):
+      # The devices beyond have a share of the batches, and the same members.
       seeds, weights, *rest = x.shape[1:]
-      x = x.reshape(rows, columns, seeds, weights, *rest).swapaxes(1, 2)
-      x = x.reshape(rows * seeds, columns * weights, *rest)
+      x = x[: rows * columns].reshape(rows, columns, seeds, weights, *rest)
+      x = x.swapaxes(1, 2).reshape(rows * seeds, columns * weights, *rest)
       return x[: self.size[0], : self.size[1]]
 
-    return jax.tree.map(join, tree)
+    return jax.tree.map(join, jax.device_get(tree))
 
 
 def split_members(tree: PyTree) -> Iterator[PyTree]:
@@ -105,7 +111,6 @@ def over_devices(
   layout: Layout,
   axis_name: str,
   in_axes: Any,
-  out_axes: int | None,
   donate_argnums: tuple[int, ...] = (),
 ) -> Callable:
   """`jax.pmap` over the devices of a layout, or what equals it without jit.
@@ -116,16 +121,11 @@ def over_devices(
   """
   settings: Any = jax.config  # Type checkers know of no attribute.
   if settings.jax_disable_jit:
-    mapped = jax.vmap(function, in_axes, axis_name=axis_name)
-    if out_axes is not None:
-      return mapped
-    # The same on all devices.
-    return lambda *args: jax.tree.map(lambda x: x[0], mapped(*args))
+    return jax.vmap(function, in_axes, axis_name=axis_name)
   return jax.pmap(
     function,
     axis_name=axis_name,
     in_axes=in_axes,
-    out_axes=out_axes,
     devices=layout.devices,
     donate_argnums=donate_argnums,
   )
@@ -151,7 +151,7 @@ def make_layout(config: Config, devices: Sequence[jax.Device]) -> Layout:
     )
   is_better = config.parallel == 'auto' and (is_single or is_several)
   if config.parallel == 'data' or is_better:
-    return Layout(tuple(devices), size, None)
+    return Layout(tuple(devices), size, (1, 1))
 
   def cost(grid):
     share = [-(-n // parts) for n, parts in zip(size, grid)]

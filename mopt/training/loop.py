@@ -88,7 +88,7 @@ def train_members(
 
 def _devices(layout: Layout) -> str:
   number = len(layout.devices)
-  use = 'members on' if layout.is_spread else 'batches on'
+  use = 'batches on' if layout.shares_batches else 'members on'
   kind = layout.devices[0].platform.upper()
   return f'{use} {number} {kind} device{"s" if number > 1 else ""}'
 

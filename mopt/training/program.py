@@ -19,7 +19,6 @@ from mopt.masks import path_name
 from mopt.training import calls
 from mopt.training import optimizer as optimizer_lib
 from mopt.training.batches import make_batches
-from mopt.training.batches import spread
 from mopt.training.batches import steps_per_epoch
 from mopt.training.batches import stream
 from mopt.training.config import Config
@@ -119,7 +118,7 @@ def make_program(job: Job) -> Program:
   devices = layout.devices
   steps = steps_per_epoch(config, len(data.train.labels))
   # Over what gradients are averaged.
-  axis = None if layout.is_spread else _AXIS
+  axis = _AXIS if layout.shares_batches else None
   job = job._replace(model=calls.over_axis(job.model, axis))
   # Placed once and where pmap wants it: a state that is not compiles anew.
   mine = [devices[i] for i in layout.local]
@@ -128,7 +127,7 @@ def make_program(job: Job) -> Program:
     jax.device_put,
     device=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)),
   )
-  place = to(_AXIS) if layout.is_spread else to()
+  place = to(_AXIS)
   streamed = must_stream(config, data, mine)
   splits = {'train': data.train, 'val': data.val, 'test': data.test}
   if not streamed:
@@ -155,8 +154,8 @@ def make_program(job: Job) -> Program:
   def init():
     over_l1 = jax.vmap(init_member, in_axes=(None, 0))
     over_seeds = jax.vmap(over_l1, in_axes=(0, None))
-    over_all = jax.vmap(over_seeds) if layout.is_spread else over_seeds
-    return over_all(layout.seeds(np.array(config.seed, np.int32)), l1)
+    seeds = layout.seeds(np.array(config.seed, np.int32))
+    return jax.vmap(over_seeds)(seeds, l1)
 
   prune = jax.jit(
     layout.over_members(functools.partial(optimizer_lib.prune, config))
@@ -181,25 +180,18 @@ def make_program(job: Job) -> Program:
 
     return jax.vmap(draw_member)(all_seeds)
 
-  own = 0 if layout.is_spread else None
   train = over_devices(
     functools.partial(train_steps, job, steps, axis),
     layout,
     _AXIS,
     # A part of an epoch that is sent has its share for each device.
-    in_axes=(own, own, own, None, 0 if streamed else None, 0),
-    out_axes=own,
+    in_axes=(0, 0, 0, None, 0 if streamed else None, 0),
     donate_argnums=(0,),
   )
 
   def epoch(state, number):
     orders, noise = draw(number)
-    if layout.is_spread:
-      batches = make_batches(config, np.asarray(orders), 1)
-      batches = spread(batches, layout)
-    else:
-      batches = make_batches(config, np.asarray(orders), len(devices))
-      batches = jax.tree.map(lambda x: x[layout.local], batches)
+    batches = make_batches(config, np.asarray(orders), layout)
     noise = place(layout.seeds(noise))
     whole = [(splits['train'], batches)]
     parts = stream(data.train, batches) if streamed else whole
@@ -230,16 +222,15 @@ def _over_epoch(
 ) -> Metrics:
   """From the metrics of parts of an epoch to its own, `[M]`.
 
-  Those of parts are `[steps, S, L]`, or `[D, steps, s, l]` of spread members.
+  Those of parts are `[D, steps, s, l]`.
   """
-  metrics = jax.tree.map(
-    lambda *x: np.concatenate(x, axis=-3), *jax.device_get(list(parts))
+  steps_last = jax.tree.map(
+    lambda *x: np.moveaxis(np.concatenate(x, axis=1), 1, -1),
+    *jax.device_get(list(parts)),
   )
-  if layout.is_spread:
-    steps_last = jax.tree.map(lambda x: np.moveaxis(x, 1, -1), metrics)
-    metrics = jax.tree.map(
-      lambda x: np.moveaxis(x, -1, 0), layout.collect_grid(steps_last)
-    )
+  metrics = jax.tree.map(
+    lambda x: np.moveaxis(x, -1, 0), layout.collect_grid(steps_last)
+  )
   means = jax.tree.map(lambda x: x.mean(axis=0, dtype=np.float64), metrics)
   # Scores are summed over a step, the others are its values.
   examples = sizes.sum()

@@ -1,7 +1,7 @@
 """Updates of members on one device: consecutive steps, and one of them.
 
 Members differ in the l1 weight and in the seed. Every leaf of their state has
-two leading axes, `[S, L]` for S seeds and L weights: members of one seed start
+two leading axes, `[s, l]` for s seeds and l weights: members of one seed start
 alike and see the same batches.
 """
 
@@ -39,7 +39,7 @@ class Failure(NamedTuple):
 class State(NamedTuple):
   """A population between two epochs; `Layout` says what its axes are."""
 
-  params: PyTree  # Leaves [S, L, ...] or [D, s, l, ...].
+  params: PyTree  # Leaves [D, s, l, ...].
   model_state: PyTree  # Other variables, such as {'batch_stats': ...}; ditto.
   opt_state: optax.OptState  # Ditto.
   failure: Failure  # Ditto. A member that has failed stays as it was.
@@ -77,9 +77,9 @@ def train_steps(
   split: Split,
   batches: Batches,
 ) -> tuple[State, Metrics]:
-  """Consecutive steps on one device; metrics are `[steps, S, L]`.
+  """Consecutive steps on one device; metrics are `[steps, s, l]`.
 
-  `noise` are keys `[S]` for what is random within an epoch: augmentation and
+  `noise` are keys `[s]` for what is random within an epoch: augmentation and
   dropout. Members of one seed share it. `axis` is that of the devices which
   split each batch, `None` if this one has the whole batch.
   """
@@ -98,7 +98,7 @@ def train_steps(
       return jax.random.split(key)
 
     keys = jax.vmap(draw)(noise)
-    images = split.images[batch.chosen]  # [S, share, h, w, c]
+    images = split.images[batch.chosen]  # [s, share, h, w, c]
     move = functools.partial(augment, augmentation=augmentation)
     images = normalise(jax.vmap(move)(keys[:, 0], images), mean, std)
     examples = Split(images, split.labels[batch.chosen])
