@@ -17,6 +17,7 @@ import pytest
 from models.lenet import LeNet5
 from models.vgg import VGG
 from mopt.training import load
+from mopt.training import settings
 from mopt.training.config import Config
 from mopt.training.files import UNFINISHED
 import train
@@ -642,11 +643,58 @@ def test_a_folder_of_others_may_have_any_letters(tmp_path):
   assert (folder / 'run' / 'results.csv').exists()
 
 
-def test_help_names_every_flag_of_a_run(tmp_path):
-  done = _train('--help', cwd=tmp_path)
-  for name in (*train.Config.__dataclass_fields__, 'workdir', 'resume'):
-    assert f'--{name}' in done.stdout or f'--[no]{name}' in done.stdout
+_GROUPS = ['data', 'network', 'objectives', 'optimizer', 'pruning', 'search']
+_GROUPS += ['running']
+
+
+@pytest.mark.parametrize('name', ['--help', '--helpshort', '-?'])
+def test_help_names_every_flag_of_a_run_in_its_group(tmp_path, name):
+  """A process of its own each, which takes 2 s to start."""
+  done = _train(name, cwd=tmp_path)
+  assert (done.returncode, done.stderr) == (1, '')
   assert done.stdout.startswith('Trains accurate and sparse networks')
+  _, *parts = re.split(r'^(\w+):\n', done.stdout, flags=re.M)
+  assert parts[::2] == ['flags', *_GROUPS]
+  shown = {
+    flag: group
+    for group, text in zip(parts[2::2], parts[3::2])
+    for flag in re.findall(r'^  --(?:\[no\])?(\w+): \S', text, flags=re.M)
+  }
+  fields = [field.name for field in dataclasses.fields(Config)]
+  others = [field.name for field in dataclasses.fields(train.Command)]
+  assert sorted(shown) == sorted(fields + others)
+  assert {shown[name] for name in others} == {'running'}
+  assert (shown['dataset'], shown['model']) == ('data', 'network')
+  assert (shown['l1'], shown['learning_rate']) == ('objectives', 'optimizer')
+  assert (shown['threshold'], shown['max_runs']) == ('pruning', 'search')
+
+
+def test_full_help_has_those_of_absl_too(tmp_path):
+  done = _train('--helpfull', cwd=tmp_path)
+  assert (done.returncode, done.stderr) == (1, '')
+  headings = re.findall(r'^(\S+):\n', done.stdout, flags=re.M)
+  assert {*_GROUPS, 'absl.flags', 'absl.logging'} <= set(headings)
+  assert '--flagfile' in done.stdout
+
+
+@pytest.mark.parametrize(
+  'field', dataclasses.fields(Config), ids=lambda field: field.name
+)
+def test_every_setting_is_a_flag(field):
+  flag = train.FLAGS[field.name]
+  assert flag.default == field.default
+  assert type(flag.default) is type(field.default)
+  about = settings.said_of(field)
+  assert flag.help.endswith(about.help)  # After what it may be.
+  assert flag in train.FLAGS.get_flags_for_module(about.group)
+  if flag.default_as_str:  # As it is shown, it means the same.
+    assert flag.parser.parse(flag.default_as_str.strip("'")) == field.default
+
+
+def test_flags_may_come_from_a_file(started, tmp_path):
+  (tmp_path / 'some.flags').write_text('--l1=1e-4,1e-3\n--noflip\n--seed=3\n')
+  config, *_ = started('--flagfile=some.flags', '--seed=4')
+  assert config == Config(l1=(1e-4, 1e-3), flip=False, seed=(4,))
 
 
 def test_a_run_killed_before_it_began_is_no_obstacle(tmp_path):
