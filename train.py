@@ -13,7 +13,6 @@ trains seven LeNet-5 at once on 4,000 real digits, with no download.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import datetime
 import functools
 import io
 import logging
@@ -41,9 +40,11 @@ from mopt.training import signals
 from mopt.training.checkpoints import Damaged
 from mopt.training.config import Config
 from mopt.training.loop import Interrupted
-from mopt.training.resume import Busy
-from mopt.training.resume import locked
 from mopt.training.settings import setting
+from mopt.training.workdir import Busy
+from mopt.training.workdir import find_workdir
+from mopt.training.workdir import locked
+from mopt.training.workdir import make_workdir
 
 FLAGS = flags.FLAGS
 
@@ -195,80 +196,15 @@ def _workdir(
   """Where this process writes: not where the first one does, unless it is."""
   if processes.is_first():
     if command.resume:
-      yield _resumed_workdir(command.workdir, config, data)
+      folder = find_workdir(command.workdir)
+      for line in training.check_resumable(config, data, folder):
+        print(line)
+      yield folder
     else:
-      yield _make_workdir(command.workdir)
+      yield make_workdir(command.workdir)
   else:
     with tempfile.TemporaryDirectory() as folder:
       yield pathlib.Path(folder)
-
-
-def _check_letters(workdir: pathlib.Path) -> None:
-  """Raises unless a folder can be shown, and made, and hold checkpoints.
-
-  Those want UTF-8 of the whole path, whatever the file system takes.
-  """
-  path = str(workdir.absolute())
-  output = getattr(sys.stdout, 'encoding', None) or 'utf-8'
-  try:
-    path.encode()
-    os.fsencode(path)
-    str(workdir).encode(output)
-    is_good = '\0' not in path
-  except UnicodeEncodeError:
-    is_good = False
-  if not is_good:
-    raise ValueError(
-      f'workdir={workdir}: expected letters that UTF-8, the output ({output}) '
-      f'and the file system ({sys.getfilesystemencoding()}) can encode, and no '
-      'null byte.'
-    )
-  # Orbax takes them for a pattern, and would not find its checkpoints.
-  if '[' in path or ']' in path:
-    raise ValueError(
-      f'workdir={workdir}: expected no [ or ] in {path}, where checkpoints '
-      'could not be read.'
-    )
-
-
-def _resumed_workdir(
-  name: str | None, config: Config, data: training.Dataset
-) -> pathlib.Path:
-  """The folder of a run or search that is to go on."""
-  if not name:
-    raise ValueError('resume=true: expected --workdir, the folder to go on in.')
-  workdir = pathlib.Path(os.path.expanduser(name))
-  _check_letters(workdir)
-  for line in training.check_resumable(config, data, workdir):
-    print(line)
-  return workdir
-
-
-def _make_workdir(name: str | None) -> pathlib.Path:
-  """A folder that can be written to and holds no run, made if need be."""
-  if name is None:
-    now = datetime.datetime.now()
-    workdir = pathlib.Path('runs') / f'{now:%Y-%m-%d_%H-%M-%S}'
-  else:
-    workdir = pathlib.Path(os.path.expanduser(name))
-  _check_letters(workdir)
-  wanted = 'expected a new or empty folder that can be written to'
-  if not name and name is not None:
-    raise ValueError(f'workdir=: {wanted}.')
-  if str(workdir).startswith('~'):  # Or it would be made here.
-    raise ValueError(f'workdir={workdir}: {wanted}; there is no such user.')
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    # What is unfinished is of a run that was killed before it had begun.
-    if not all(
-      p.name.startswith(training.UNFINISHED) for p in workdir.iterdir()
-    ):
-      raise ValueError(f'workdir={workdir}: {wanted}; this one has files.')
-    tempfile.TemporaryFile(dir=workdir).close()
-  except OSError as error:
-    reason = error.strerror
-    raise ValueError(f'workdir={workdir}: {wanted}; {reason}.') from None
-  return workdir
 
 
 def _make_cores_devices() -> None:

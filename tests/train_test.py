@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax.numpy as jnp
@@ -312,13 +313,6 @@ def test_bad_input_is_one_line_and_exit_2(call, tmp_path, args, named):
   assert (tmp_path / 'full' / 'results.csv').read_text() == 'precious'
 
 
-def test_parents_of_a_workdir_are_made(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  folder = train._make_workdir('runs/first/../second')
-  assert folder.is_dir()
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['runs']
-
-
 @pytest.mark.parametrize(
   ('settings', 'said'),
   [
@@ -543,7 +537,7 @@ def test_a_folder_without_write_permission_is_refused(
     raise PermissionError(13, 'Permission denied')
 
   # In place of a chmod, which does not stop the superuser.
-  monkeypatch.setattr(train.tempfile, 'TemporaryFile', refuse)
+  monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
   code, _, err = call('--workdir=run')
   assert code == 2
   assert 'workdir=run' in err
@@ -622,11 +616,6 @@ def test_letters_that_cannot_be_encoded_are_refused_first(
   assert list(tmp_path.iterdir()) == before
 
 
-def test_a_null_byte_is_refused():
-  with pytest.raises(ValueError, match='expected letters .* no null byte'):
-    train._make_workdir('a\0b')
-
-
 @pytest.mark.slow
 def test_a_folder_of_others_may_have_any_letters(tmp_path):
   """It is not shown; checkpoints have no trouble with UTF-8. 10 s."""
@@ -695,13 +684,3 @@ def test_flags_may_come_from_a_file(started, tmp_path):
   (tmp_path / 'some.flags').write_text('--l1=1e-4,1e-3\n--noflip\n--seed=3\n')
   config, *_ = started('--flagfile=some.flags', '--seed=4')
   assert config == Config(l1=(1e-4, 1e-3), flip=False, seed=(4,))
-
-
-def test_a_run_killed_before_it_began_is_no_obstacle(tmp_path):
-  unfinished = tmp_path / f'{UNFINISHED}1234'
-  unfinished.write_text('{"model":')
-  assert train._make_workdir(str(tmp_path)) == tmp_path
-  assert unfinished.exists()
-  (tmp_path / 'results.csv').write_text('precious')
-  with pytest.raises(ValueError, match='has files'):
-    train._make_workdir(str(tmp_path))

@@ -23,6 +23,7 @@ from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.data import fingerprint
 from mopt.training.loop import train_members
 
 
@@ -71,7 +72,7 @@ def run(
   if (workdir / 'results.csv').exists():
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return records.read_rows(workdir / 'results.csv')
-  about = dataclasses.asdict(config) | {'environment': environment()}
+  about = dataclasses.asdict(config) | {'environment': environment(data)}
   files.write_json(workdir / 'config.json', about)
   rows = train_members(
     config, model, data, workdir, devices, console, should_stop=should_stop
@@ -107,9 +108,10 @@ def selection_split(config: Config, data: Dataset) -> str:
   return 'val' if len(data.val.labels) else 'train'
 
 
-def environment() -> dict[str, Any]:
+def environment(data: Dataset) -> dict[str, Any]:
   """What a run depends on besides its settings."""
   return {
+    'data': fingerprint(data),
     'mopt': mopt.__version__,
     'jax': jax.__version__,
     'optax': optax.__version__,
