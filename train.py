@@ -14,86 +14,38 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
-import io
 import logging
 import os
 import pathlib
 import sys
 import tempfile
-from types import NoneType
-from types import UnionType
 from typing import Any, get_args, get_origin, NoReturn
 
 from absl import app
 from absl import flags
 from absl import logging as absl_logging
-import jax
+from flax import linen as nn
 import jax.numpy as jnp
 from rich.console import Console
 
 import models
 from mopt import training
 from mopt.training import caches
+from mopt.training import output
 from mopt.training import processes
 from mopt.training import settings
 from mopt.training import signals
 from mopt.training.checkpoints import Damaged
 from mopt.training.config import Config
 from mopt.training.loop import Interrupted
-from mopt.training.settings import setting
+from mopt.training.processes import Others
 from mopt.training.workdir import Busy
 from mopt.training.workdir import find_workdir
 from mopt.training.workdir import locked
 from mopt.training.workdir import make_workdir
+from mopt.training.workdir import Place
 
 FLAGS = flags.FLAGS
-
-
-def _names(mark: str) -> str:
-  return ', '.join(settings.marked(Config, mark))
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-  """What is said of a run on the command line alone."""
-
-  workdir: str | None = setting(
-    None,
-    'running',
-    'Where the results go: a new or empty folder, made if need be (default: '
-    'runs/<time>).',
-  )
-  resume: bool = setting(
-    False,
-    'running',
-    'Go on in --workdir, where a run or search was interrupted: the end is the '
-    f'same. Only {_names("may_change")} may change, and of a search '
-    f'{_names("search_may_change")}. Ctrl-C or SIGTERM interrupts: the epoch '
-    'is finished, or left after 10 s, and the exit code is '
-    f'{signals.EXIT_CODE}; a second signal stops at once.',
-  )
-  coordinator: str | None = setting(
-    None,
-    'running',
-    'Train with several processes, each on its own devices: host:port of the '
-    'first one, or auto within a job that JAX knows (Slurm, Cloud TPU). They '
-    'share each batch; only the first one writes.',
-  )
-  num_processes: int | None = setting(
-    None, 'running', 'With --coordinator=host:port.'
-  )
-  process_id: int | None = setting(
-    None, 'running', 'Which of the processes this is, from 0; likewise.'
-  )
-  heartbeat_s: int = setting(
-    100,
-    'running',
-    'All processes end if one of them is silent for so many seconds.',
-    check=lambda value: 'at least 10' if value < 10 else None,
-  )
-
-  def __post_init__(self):
-    settings.check_each(self)
 
 
 class _Numbers(flags.ArgumentParser):
@@ -131,8 +83,7 @@ class _Help(flags.BooleanFlag):
 def _define(field: dataclasses.Field) -> None:
   """Makes a flag of a setting."""
   about = settings.said_of(field)
-  kinds = [kind for kind in get_args(field.type) if kind is not NoneType]
-  kind = kinds[0] if isinstance(field.type, UnionType) else field.type
+  kind = settings.kind(field)
   rest: dict[str, Any] = dict(
     default=field.default, help=about.help, module_name=about.group
   )
@@ -158,72 +109,43 @@ _KINDS: dict[Any, Any] = {
   float: flags.DEFINE_float,
   bool: flags.DEFINE_bool,
 }
-for _field in dataclasses.fields(Config) + dataclasses.fields(Command):
-  _define(_field)
+for _settings in (Config, Place, Others):
+  for _field in dataclasses.fields(_settings):
+    _define(_field)
 app.define_help_flags()  # Which ours replace.
 flags.DEFINE_flag(_Help('help', '?'))
 flags.DEFINE_flag(_Help('helpshort'))
 
 
-def _join_processes(command: Command, config: Config) -> None:
-  """Starts JAX with those of the other processes, if there are any."""
-  number, which = command.num_processes, command.process_id
-  given = number is not None or which is not None
-  if command.coordinator in (None, 'auto'):
-    if given:
-      raise ValueError(
-        f'num_processes={number}, process_id={which}: expected with '
-        '--coordinator=host:port only.'
-      )
-  elif number is None or which is None or not 0 <= which < number:
-    raise ValueError(
-      f'process_id={which}: expected a number from 0 to --num_processes - 1, '
-      f'which is {number}.'
-    )
-  if command.coordinator is None:
-    return
-  if config.is_search:
-    raise ValueError(
-      f'search={config.search}: expected none with several processes.'
-    )
-  processes.start(command.coordinator, number, which, command.heartbeat_s)
-
-
 @contextlib.contextmanager
 def _workdir(
-  command: Command, config: Config, data: training.Dataset
+  place: Place, config: Config, data: training.Dataset
 ) -> Iterator[pathlib.Path]:
   """Where this process writes: not where the first one does, unless it is."""
-  if processes.is_first():
-    if command.resume:
-      folder = find_workdir(command.workdir)
-      for line in training.check_resumable(config, data, folder):
-        print(line)
-      yield folder
-    else:
-      yield make_workdir(command.workdir)
-  else:
+  if not processes.is_first():
     with tempfile.TemporaryDirectory() as folder:
       yield pathlib.Path(folder)
+  elif place.resume:
+    workdir = find_workdir(place.workdir)
+    for line in training.check_resumable(config, data, workdir):
+      print(line)
+    yield workdir
+  else:
+    yield make_workdir(place.workdir)
 
 
-def _make_cores_devices() -> None:
-  """Makes every core of the CPU a device, unless one has said otherwise.
-
-  One device leaves half of two cores idle: small networks have no work for
-  more than one.
-  """
-  if 'JAX_NUM_CPU_DEVICES' in os.environ:
-    return
-  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
-    return
-  try:
-    cores = len(os.sched_getaffinity(0))
-  except AttributeError:  # of Linux only
-    cores = os.cpu_count() or 1
-  # Where JAX runs already, its devices stay as they are.
-  with contextlib.suppress(RuntimeError):
-    jax.config.update('jax_num_cpu_devices', cores)
+def _load(config: Config) -> tuple[training.Dataset, nn.Module]:
+  """The data, and a network that fits them."""
+  models.find(config.model)  # Before data are read, which may take long.
+  data_dir = config.data_dir and os.path.expanduser(config.data_dir)
+  data = training.load_dataset(
+    config.dataset, data_dir, config.val_size, config.train_size
+  )
+  model = models.create(
+    config.model, data.num_classes, jnp.dtype(config.compute_dtype)
+  )
+  training.check_fit(config, model, data)
+  return data, model
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -245,37 +167,31 @@ def _stop(error: Exception, code: int = 2) -> NoReturn:
 
 def main(argv: list[str]) -> None:
   del argv
-  # A folder of others, say, in a message that the output cannot encode.
-  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == 'strict':
-    sys.stdout.reconfigure(errors='backslashreplace')
+  output.show_any_letter()
   # JAX reports every platform that it looks for and does not find.
   logging.getLogger('jax').setLevel(logging.WARNING)
   # Orbax has much to say of each checkpoint, and logs what it raises.
   if not FLAGS['verbosity'].present:
     absl_logging.set_verbosity(absl_logging.FATAL)
-  _make_cores_devices()
+  processes.make_cores_devices()
   caches.keep_compiled_programs()
   stack = contextlib.ExitStack()
   try:
-    config, command = _values(Config), _values(Command)
-    _join_processes(command, config)
-    # Before data are read, but after JAX is told of the other processes, which
-    # the module might make use of.
-    models.find(config.model)
-    data_dir = config.data_dir and os.path.expanduser(config.data_dir)
-    data = training.load_dataset(
-      config.dataset, data_dir, config.val_size, config.train_size
-    )
-    model = models.create(
-      config.model, data.num_classes, jnp.dtype(config.compute_dtype)
-    )
-    training.check_fit(config, model, data)
-    workdir = stack.enter_context(_workdir(command, config, data))
+    config, place, others = map(_values, (Config, Place, Others))
+    if others.coordinator is not None:
+      if config.is_search:
+        raise ValueError(
+          f'search={config.search}: expected none with several processes.'
+        )
+      processes.start(**dataclasses.asdict(others))
+    # After JAX is told of the others: a module of a network may make use of it.
+    data, model = _load(config)
+    workdir = stack.enter_context(_workdir(place, config, data))
   except ValueError as error:
     _stop(error)
   job: Any = training.run
   if config.is_search:
-    job = functools.partial(training.search, resume=command.resume)
+    job = functools.partial(training.search, resume=place.resume)
   # The others say what the first one says.
   # Names of files may hold what rich takes for markup.
   console = Console(quiet=not processes.is_first(), markup=False)
@@ -290,25 +206,6 @@ def main(argv: list[str]) -> None:
     _stop(error, 1)
 
 
-def _run() -> None:
-  """`main` as a program, which ends in silence if nobody reads its output."""
-  # Python has none if they are closed from the start.
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  sys.stdout = sys.stdout or os.fdopen(os.dup(nowhere), 'w')
-  sys.stderr = sys.stderr or os.fdopen(os.dup(nowhere), 'w')
-  try:
-    try:
-      app.run(main, flags_parser=parse_flags)
-    finally:
-      # Here, since Python says what fails at its own end.
-      sys.stdout.flush()
-      sys.stderr.flush()
-  except BrokenPipeError:
-    # What is left in the buffers goes there.
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.dup2(nowhere, sys.stderr.fileno())
-    sys.exit(1)
-
-
 if __name__ == '__main__':
-  _run()
+  with output.may_be_unread():
+    app.run(main, flags_parser=parse_flags)

@@ -97,6 +97,11 @@ def test_what_is_on_the_edge_is_good(values):
   assert dataclasses.asdict(_Some(**values)).items() >= values.items()
 
 
+def test_a_setting_has_a_type_beside_none():
+  kinds = [settings.kind(field) for field in dataclasses.fields(_Some)]
+  assert kinds == [str, int, float, float, float, float, tuple[float, ...]]
+
+
 def test_settings_are_found_by_their_marks():
   assert settings.marked(_Some, 'may_change') == ('size',)
   assert settings.marked(_Some, 'search_may_change') == ('many',)

@@ -21,6 +21,8 @@ from mopt.training import load
 from mopt.training import settings
 from mopt.training.config import Config
 from mopt.training.files import UNFINISHED
+from mopt.training.processes import Others
+from mopt.training.workdir import Place
 import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -502,32 +504,6 @@ def test_a_search_that_is_killed_goes_on_to_the_same_end(tmp_path):
   assert after.st_mtime_ns == first.st_mtime_ns
 
 
-@pytest.mark.parametrize(
-  ('env', 'expected'),
-  [
-    ({}, [('jax_num_cpu_devices', 3)]),
-    (
-      {'XLA_FLAGS': '--xla_cpu_enable_fast_math=false'},
-      [('jax_num_cpu_devices', 3)],
-    ),
-    ({'XLA_FLAGS': '--xla_force_host_platform_device_count=7'}, []),
-    ({'JAX_NUM_CPU_DEVICES': '1'}, []),
-  ],
-)
-def test_every_core_is_a_device_unless_told_otherwise(
-  monkeypatch, env, expected
-):
-  for name in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES'):
-    monkeypatch.delenv(name, raising=False)
-  for name, value in env.items():
-    monkeypatch.setenv(name, value)
-  updates = []
-  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 2, 5})
-  monkeypatch.setattr(train.jax.config, 'update', lambda *x: updates.append(x))
-  train._make_cores_devices()
-  assert updates == expected
-
-
 def test_a_folder_without_write_permission_is_refused(
   call, tmp_path, monkeypatch
 ):
@@ -650,7 +626,8 @@ def test_help_names_every_flag_of_a_run_in_its_group(tmp_path, name):
     for flag in re.findall(r'^  --(?:\[no\])?(\w+): \S', text, flags=re.M)
   }
   fields = [field.name for field in dataclasses.fields(Config)]
-  others = [field.name for field in dataclasses.fields(train.Command)]
+  others = [field.name for field in dataclasses.fields(Place)]
+  others += [field.name for field in dataclasses.fields(Others)]
   assert sorted(shown) == sorted(fields + others)
   assert {shown[name] for name in others} == {'running'}
   assert (shown['dataset'], shown['model']) == ('data', 'network')

@@ -6,6 +6,7 @@ are made from it.
 
 from collections.abc import Callable
 import dataclasses
+import typing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,12 @@ def setting(
 
 def said_of(field: dataclasses.Field) -> Setting:
   return field.metadata['setting']
+
+
+def kind(field: dataclasses.Field) -> Any:
+  """The type of a setting, where it may be `None` that beside it."""
+  kinds = typing.get_args(field.type)
+  return kinds[0] if type(None) in kinds else field.type
 
 
 def marked(cls: Any, mark: str) -> tuple[str, ...]:

@@ -15,10 +15,35 @@ from typing import Any
 from mopt.training.config import Config
 from mopt.training.files import UNFINISHED
 from mopt.training.settings import marked
+from mopt.training.settings import setting
+from mopt.training.signals import EXIT_CODE
+from mopt.training.signals import GRACE
 
 
 class Busy(ValueError):
   """Another process is at work in a folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a run or search is, and whether it goes on there."""
+
+  workdir: str | None = setting(
+    None,
+    'running',
+    'Where the results go: a new or empty folder, made if need be (default: '
+    'runs/<time>).',
+  )
+  resume: bool = setting(
+    False,
+    'running',
+    'Go on in --workdir, where a run or search was interrupted: the end is the '
+    f'same. Only {", ".join(marked(Config, "may_change"))} may change, and of '
+    f'a search {" and ".join(marked(Config, "search_may_change"))}. Ctrl-C or '
+    'SIGTERM interrupts: the epoch is finished, or left after '
+    f'{GRACE:g} s, and the exit code is {EXIT_CODE}; a second signal stops at '
+    'once.',
+  )
 
 
 def make_workdir(name: str | None) -> pathlib.Path:
