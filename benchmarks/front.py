@@ -45,8 +45,8 @@ from benchmarks.epoch_speed import make_config
 from benchmarks.epoch_speed import Timed
 from benchmarks.step_cost import show
 from benchmarks.step_cost import versions
+from mopt.training import processes
 from mopt.training.layout import make_layout
-import train
 
 MEMBERS = (1, 2, 4, 8, 16, 26)
 
@@ -163,7 +163,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
   args = parse(argv)
   # As train.py does, and before anything starts JAX.
-  train._make_cores_devices()
+  processes.make_cores_devices()
   steps, rounds = 200 if jax.default_backend() == 'cpu' else 1875, 7
   if args.quick:
     steps, rounds = 5, 3

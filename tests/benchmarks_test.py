@@ -335,7 +335,8 @@ def test_wrong_members_are_refused(members, capsys):
 
 def test_benchmarks_leave_the_devices_to_main():
   # Where an import has started JAX, its devices can no longer be chosen.
-  code = 'import benchmarks.front, jax, train; train._make_cores_devices();'
+  code = 'from mopt.training import processes; import benchmarks.front, jax;'
+  code += 'processes.make_cores_devices();'
   code += 'jax.config.update("jax_num_cpu_devices", 3);'
   code += 'assert jax.device_count() == 3'
   env = os.environ | {'JAX_PLATFORMS': 'cpu'}

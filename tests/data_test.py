@@ -2,11 +2,13 @@
 
 import importlib.util
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,6 +69,68 @@ def test_mnist5k_is_made_once_and_then_found(cache, monkeypatch):
   for split in ('train', 'val', 'test'):
     for x, y in zip(getattr(first, split), getattr(second, split)):
       np.testing.assert_array_equal(x, y)
+
+
+def _changed(split, **changes):
+  """A split with some of its numbers changed, in arrays of its own."""
+  for name, (place, value) in changes.items():
+    array = getattr(split, name).copy()
+    array[place] = value
+    split = split._replace(**{name: array})
+  return split
+
+
+def test_other_data_have_another_fingerprint():
+  data = load_dataset('mnist5k', None, 20, 100)
+  first = data_lib.fingerprint(data)
+  assert re.fullmatch('[0-9a-f]{16}', first)
+  # Arrays of JAX, and with gaps between their rows, have the same numbers; the
+  # scale is computed of them.
+  same = [
+    load_dataset('mnist5k', None, 20, 100),
+    data._replace(train=jax.tree.map(jnp.asarray, data.train)),
+    data._replace(
+      test=data.test._replace(images=np.repeat(data.test.images, 2, 0)[::2])
+    ),
+    data._replace(std=1.0),
+  ]
+  assert {data_lib.fingerprint(x) for x in same} == {first}
+  places = {'images': ((7, 3, 4, 0), 99), 'labels': (7, 11)}
+  others = [
+    data._replace(**{split: _changed(getattr(data, split), **{name: change})})
+    for split in ('train', 'val', 'test')
+    for name, change in places.items()
+  ]
+  reverse = lambda x: x[::-1]
+  others += [
+    data._replace(train=jax.tree.map(reverse, data.train)),
+    data._replace(val=data.test, test=data.val),
+    data._replace(num_classes=11),
+    data._replace(class_names=tuple('abcdefghij')),
+    # The same bytes in another shape, and of another type.
+    data._replace(
+      test=data.test._replace(images=data.test.images.reshape(-1, 14, 56, 1))
+    ),
+    data._replace(
+      test=data.test._replace(labels=data.test.labels.view(np.uint32))
+    ),
+    data._replace(val=jax.tree.map(lambda x: x[:0], data.val)),
+  ]
+  prints = [data_lib.fingerprint(x) for x in others]
+  assert len({first, *prints}) == 1 + len(others)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
+def test_features_of_any_type_have_a_fingerprint(dtype):
+  features = jnp.array([[1.0, 2.0], [3.0, -0.5]], jnp.float32)
+  split = data_lib.Split(
+    np.asarray(features).astype(jnp.dtype(dtype)), np.array([0, 1])
+  )
+  data = data_lib.Dataset('own', 2, split, split, split, 0.0, 1.0)
+  other = split._replace(images=split.images[::-1])
+  assert data_lib.fingerprint(data) != data_lib.fingerprint(
+    data._replace(val=other)
+  )
 
 
 def test_splits_are_disjoint_and_the_same_in_every_run():

@@ -105,6 +105,44 @@ def test_training_knows_no_network_and_no_command_line(name):
   assert not roots(name) & {'models', 'train', 'benchmarks', 'absl'}
 
 
+# From top to bottom: a room may import what is in its row, or below.
+ROOMS = (
+  ('run', 'knee_search'),
+  ('loop',),
+  ('plots',),
+  ('records',),
+  ('program',),
+  ('step',),
+  ('evaluation', 'batches', 'augment', 'optimizer'),
+  ('layout', 'population', 'calls'),
+  ('job',),
+  ('network',),
+  ('workdir',),
+  ('data',),
+  ('own_data',),
+  ('sources', 'checkpoints'),
+  ('files', 'caches', 'processes', 'signals', 'output'),
+  ('config',),
+  ('settings',),
+)
+
+
+def test_rooms_import_from_below():
+  rows = {
+    f'mopt.training.{room}': row
+    for row, rooms in enumerate(ROOMS)
+    for room in rooms
+  }
+  assert rows.keys() == set(TRAINING_MODULES) - {'mopt.training'}
+  wrong = [
+    (name, module)
+    for name, row in rows.items()
+    for module in imports(name)
+    if rows.get(module, row) < row or module == 'mopt.training'
+  ]
+  assert wrong == []
+
+
 def test_no_module_imports_itself_by_a_detour():
   graph = {name: imports(name) & FILES.keys() for name in FILES}
   order = list(graphlib.TopologicalSorter(graph).static_order())

@@ -637,6 +637,19 @@ def test_a_folder_without_a_search_is_refused(searched, tmp_path, content):
   assert _files(tmp_path / 'search') == files
 
 
+def test_a_search_does_not_go_on_with_other_data(searched, tmp_path):
+  searched(_config())
+  files = _files(tmp_path / 'search')
+  labels = _DATA.test.labels + 1
+  other = _DATA._replace(test=_DATA.test._replace(labels=labels))
+  message = f'^dataset={Config.dataset}: expected the data of .*config.json'
+  with pytest.raises(ValueError, match=message):
+    searched(_config(), data=other, resume=True)
+  with pytest.raises(ValueError, match=message):
+    check_resumable(_config(), other, tmp_path / 'search')
+  assert _files(tmp_path / 'search') == files
+
+
 def test_a_folder_of_a_run_is_refused(searched, tmp_path):
   (tmp_path / 'search').mkdir()
   about = json.dumps(dataclasses.asdict(Config()))

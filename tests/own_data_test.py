@@ -282,6 +282,39 @@ def test_a_run_on_an_npz_of_pictures(call, here, digits):
   assert row['acc_test'] > 0.6
 
 
+def test_a_run_does_not_go_on_with_other_data(call, here, digits):
+  """An epoch, which compiles: 8 s."""
+  np.savez('mine.npz', **digits)
+  flags = ('--dataset=mine.npz', '--model=mlp', '--l1=0', '--epochs=1')
+  flags += ('--workdir=run',)
+  assert call(*flags)[::2] == (0, '')
+  assert call('--resume', *flags)[::2] == (0, '')
+  files = [path for path in (here / 'run').rglob('*') if path.is_file()]
+  before = [path.read_bytes() for path in files]
+  x_test = digits['x_test'].copy()
+  x_test[3, 14, 14] ^= 1  # Settings, sizes and shapes stay what they were.
+  np.savez('mine.npz', **digits | {'x_test': x_test})
+  code, out, err = call('--resume', *flags)
+  assert (code, out) == (2, '')
+  assert err.startswith('train.py: dataset=mine.npz: expected the data of ')
+  assert err.count('\n') == 1
+  assert [path.read_bytes() for path in files] == before
+
+
+def test_other_pictures_are_other_data(here, digits):
+  folder = _folder(here / 'pictures', digits)
+  first = data_lib.fingerprint(load_dataset('pictures'))
+  assert data_lib.fingerprint(load_dataset('pictures')) == first
+  file = folder / 'test' / 'digit2' / '99.png'
+  Image.fromarray(digits['x_test'][0]).save(file)
+  assert data_lib.fingerprint(load_dataset('pictures')) != first
+  file.unlink()
+  # The same pictures under other names of classes.
+  for split in ('train', 'test'):
+    (folder / split / 'digit2').rename(folder / split / 'digit2b')
+  assert data_lib.fingerprint(load_dataset('pictures')) != first
+
+
 def _rows(workdir):
   from mopt.training import files
 

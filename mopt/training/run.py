@@ -21,6 +21,7 @@ from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.data import fingerprint
 from mopt.training.job import Job
 from mopt.training.loop import train_members
 
@@ -55,7 +56,7 @@ def run(job: Job) -> list[dict[str, Any]]:
   if (workdir / 'results.csv').exists():
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return records.read_rows(workdir / 'results.csv')
-  about = dataclasses.asdict(config) | {'environment': environment()}
+  about = dataclasses.asdict(config) | {'environment': environment(data)}
   files.write_json(workdir / 'config.json', about)
   rows = train_members(job._replace(workdir=workdir))
   split = selection_split(config, data)
@@ -89,9 +90,10 @@ def selection_split(config: Config, data: Dataset) -> str:
   return 'val' if len(data.val.labels) else 'train'
 
 
-def environment() -> dict[str, Any]:
+def environment(data: Dataset) -> dict[str, Any]:
   """What a run depends on besides its settings."""
   return {
+    'data': fingerprint(data),
     'mopt': mopt.__version__,
     'jax': jax.__version__,
     'optax': optax.__version__,

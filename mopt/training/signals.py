@@ -11,12 +11,12 @@ import threading
 
 # EX_TEMPFAIL of sysexits.h: try again, with --resume.
 EXIT_CODE = 75
-_GRACE = 10.0
+GRACE = 10.0
 _SHOW_CURSOR = '\x1b[?25h'  # which a progress bar hides
 
 
 @contextlib.contextmanager
-def stop_on_signals(grace: float = _GRACE) -> Iterator[Callable[[], bool]]:
+def stop_on_signals(grace: float = GRACE) -> Iterator[Callable[[], bool]]:
   """Yields a function that says whether a signal has asked to stop.
 
   A thread watches, for Python's own handlers wait until a compiled epoch ends.

@@ -1,4 +1,4 @@
-"""Who may go on in a folder: the same settings, and one process."""
+"""Who may go on in a folder: the same settings and data, and one process."""
 
 import dataclasses
 import json
@@ -10,9 +10,12 @@ import types
 import pytest
 
 from mopt.training import Config
-from mopt.training.resume import Busy
-from mopt.training.resume import check_settings
-from mopt.training.resume import locked
+from mopt.training import settings
+from mopt.training.files import UNFINISHED
+from mopt.training.workdir import Busy
+from mopt.training.workdir import check_settings
+from mopt.training.workdir import locked
+from mopt.training.workdir import make_workdir
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -64,7 +67,25 @@ _OTHER = dict(
   max_runs=21,
   select_on='test',
 )
+# All that is said of what changes no result but by rounding.
 _MAY_CHANGE = {'data_dir', 'stream', 'parallel', 'profile', 'checkpoint_every'}
+
+
+def test_what_may_change_is_marked_on_the_settings():
+  assert set(settings.marked(Config, 'may_change')) == _MAY_CHANGE
+  of_searches = settings.marked(Config, 'search_may_change')
+  assert set(of_searches) == {'levels', 'max_runs'}
+
+
+def test_a_mark_is_all_that_it_takes(tmp_path, monkeypatch):
+  _write(tmp_path, dataclasses.asdict(Config()))
+  config = Config(batch_size=64)
+  with pytest.raises(ValueError, match='^batch_size=64: expected 32'):
+    check_settings(config, tmp_path)
+  field = Config.__dataclass_fields__['batch_size']
+  about = settings.said_of(field)._replace(may_change=True)
+  monkeypatch.setattr(field, 'metadata', {'setting': about})
+  assert check_settings(config, tmp_path) == ['batch_size=64, was 32']
 
 
 def test_every_setting_is_below():
@@ -134,12 +155,38 @@ def test_a_run_from_before_a_setting_was_there_has_its_default(tmp_path):
     check_settings(Config(conv_l2_in_both=True), tmp_path)
 
 
-@pytest.mark.parametrize('text', [None, '', '{"epochs": 3', '[1]', 'null'])
+@pytest.mark.parametrize(
+  'text',
+  [None, '', '{"epochs": 3', '[1]', 'null', '{"environment": [1]}'],
+)
 def test_without_settings_there_is_nothing_to_resume(tmp_path, text):
   if text is not None:
     (tmp_path / 'config.json').write_text(text)
   with pytest.raises(ValueError, match=f'workdir={tmp_path}: .* to resume'):
     check_settings(Config(), tmp_path)
+
+
+def test_other_data_are_refused_and_the_same_are_not(tmp_path):
+  about = dataclasses.asdict(Config(dataset='mine.npz'))
+  path = tmp_path / 'config.json'
+  config = Config(dataset='mine.npz', parallel='data')
+  lines = ['parallel=data, was auto']
+  _write(tmp_path, about | {'environment': {'data': '12ab'}})
+  assert check_settings(config, tmp_path, '12ab') == lines
+  with pytest.raises(ValueError) as error:
+    check_settings(config, tmp_path, '34cd')
+  assert str(error.value) == (
+    f'dataset=mine.npz: expected the data of {path}, with the fingerprint '
+    '12ab, got 34cd; or another workdir.'
+  )
+  # A setting that differs is the better reason.
+  with pytest.raises(ValueError, match='^train_size=7: expected None'):
+    check_settings(dataclasses.replace(config, train_size=7), tmp_path, '34cd')
+  # Of a level of a search, and of a run from before there were any.
+  assert check_settings(config, tmp_path) == lines
+  for old in (about, about | {'environment': {}}):
+    _write(tmp_path, old)
+    assert check_settings(config, tmp_path, '34cd') == lines
 
 
 def _as_on_windows(fcntl):
@@ -164,15 +211,15 @@ def system(request, monkeypatch):
 
 _LOCKS = """
 import runpy, sys, time
-resume = runpy.run_path(sys.argv[1])
-with resume['locked'](sys.argv[2]):
+workdir = runpy.run_path(sys.argv[1])
+with workdir['locked'](sys.argv[2]):
   print('locked', flush=True)
   time.sleep(60)
 """
 
 
 def test_a_folder_is_for_one_process(tmp_path):
-  module = _ROOT / 'mopt' / 'training' / 'resume.py'
+  module = _ROOT / 'mopt' / 'training' / 'workdir.py'
   command = [sys.executable, '-c', _LOCKS, str(module), str(tmp_path)]
   with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
     try:
@@ -212,3 +259,25 @@ def test_a_lock_file_of_a_killed_process_is_no_obstacle(tmp_path, monkeypatch):
   with locked(tmp_path), pytest.raises(Busy), locked(tmp_path):
     pass
   assert list(tmp_path.iterdir()) == []
+
+
+def test_parents_of_a_workdir_are_made(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  folder = make_workdir('runs/first/../second')
+  assert folder.is_dir()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['runs']
+
+
+def test_a_null_byte_is_refused():
+  with pytest.raises(ValueError, match='expected letters .* no null byte'):
+    make_workdir('a\0b')
+
+
+def test_a_run_killed_before_it_began_is_no_obstacle(tmp_path):
+  unfinished = tmp_path / f'{UNFINISHED}1234'
+  unfinished.write_text('{"model":')
+  assert make_workdir(str(tmp_path)) == tmp_path
+  assert unfinished.exists()
+  (tmp_path / 'results.csv').write_text('precious')
+  with pytest.raises(ValueError, match='has files'):
+    make_workdir(str(tmp_path))
