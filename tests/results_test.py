@@ -4,6 +4,7 @@ import csv
 import importlib
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -43,24 +44,27 @@ from mopt.training.step import Metrics
 from mopt.training.step import State
 
 _COLUMNS = [
-  'l1',
   'seed',
+  'weight_error',
+  'weight_l1',
   'ce_train',
   'ce_val',
   'ce_test',
-  'l1_norm',
+  'l1',
   'nonzeros',
   'nonzeros_layer1',
   'nonzeros_layer2',
-  'acc_train',
-  'acc_val',
-  'acc_test',
+  'accuracy_train',
+  'accuracy_val',
+  'accuracy_test',
 ]
 
 
 def _row(l1, nonzeros, accuracy, seed=0):
-  values = (l1, seed, 0.1, 0.2, 0.3, 9.0, nonzeros, nonzeros, nonzeros)
-  return dict(zip(_COLUMNS, (*values, accuracy, accuracy, accuracy)))
+  values = (seed, None if l1 is None else 1.0, l1, 0.1, 0.2, 0.3, 9.0)
+  counts = (nonzeros, nonzeros, nonzeros)
+  scores = (accuracy, accuracy, accuracy)
+  return dict(zip(_COLUMNS, (*values, *counts, *scores), strict=True))
 
 
 def _network():
@@ -206,6 +210,17 @@ def test_one_empty_layer_is_a_collapse():
   row = _row(1e-4, 6_000, 0.9)
   assert not records.is_collapsed(row)
   assert records.is_collapsed(row | {'nonzeros_layer2': 0})
+  # Biases and convolutions are not a layer.
+  assert not records.is_collapsed(row | {'nonzeros_all': 0})
+
+
+def test_an_objective_that_is_not_finite_is_a_collapse():
+  row = _row(1e-4, 6_000, 0.9)
+  for name in ('l1', 'ce_train'):
+    assert records.is_collapsed(row | {name: math.inf})
+  row |= {'weight_group': 1e-3, 'group': 5.0}
+  assert not records.is_collapsed(row)
+  assert records.is_collapsed(row | {'group': math.nan})
 
 
 def test_a_front_without_members_has_no_knee():
@@ -220,9 +235,9 @@ def test_csv_keeps_full_precision_and_empty_cells(tmp_path):
   text = (tmp_path / 'results.csv').read_text().splitlines()
   assert text[0] == ','.join(_COLUMNS)
   first, second = files.read_csv(tmp_path / 'results.csv')
-  assert first['l1'] is None
+  assert first['weight_l1'] is None
   assert first['ce_val'] is None
-  assert first['acc_test'] == 1 / 3
+  assert first['accuracy_test'] == 1 / 3
   assert second == _row(3e-4, 7, 0.5)
 
 
@@ -431,7 +446,11 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
     'conv1': {'kernel': np.ones((1, 2, 3, 3, 1, 2), np.float32)},
   }
   pruned = {**params, 'layer1': {'kernel': params['layer1']['kernel'].round(2)}}
-  nothing = np.zeros(2)
+  nothing, pairs = np.zeros(2), np.zeros((2, 2))
+  metrics = Metrics(
+    *(pairs, pairs, np.zeros((2, 1)), pairs, pairs, pairs), nothing, nothing
+  )
+  counts = Complexity(NonzeroCount(nothing, {}), {}, nothing, nothing)
   config = Config(
     epochs=10,
     l1=(1e-4, 1e-3),
@@ -445,9 +464,9 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
     layout=make_layout(config, jax.devices()[:1]),
     init=lambda: State(params, {}, (), failure),
     prune=lambda state: state._replace(params=pruned),
-    epoch=lambda state, number: (state, Metrics(*[nothing] * 11)),
+    epoch=lambda state, number: (state, metrics),
     evaluate=lambda state, split: Evaluation(nothing, nothing),
-    complexity=lambda state: Complexity(NonzeroCount(nothing, {}), nothing),
+    complexity=lambda state: counts,
     restore=None,
   )
   split = Split(np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32))
@@ -459,7 +478,7 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
   logged = [json.loads(line) for line in lines]
   # A line for each dense layer of each member.
   whens = [(0, 'initial'), (0, 'pruned'), (5, 'epoch'), (10, 'final')]
-  assert [(r['epoch'], r['when'], r['l1']) for r in logged] == [
+  assert [(r['epoch'], r['when'], r['weight_l1']) for r in logged] == [
     (epoch, when, l1) for epoch, when in whens for l1 in (1e-4, 1e-3)
   ]
   assert {(r['layer'], r['seed']) for r in logged} == {('layer1', 7)}

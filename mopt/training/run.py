@@ -144,7 +144,15 @@ def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
     box=box.SIMPLE_HEAD,
     caption=f'front and knee: ({name} error, log nonzeros)',
   )
-  for column in ('l1', 'seed', 'l1 norm', 'nonzeros', 'train', 'val', 'test'):
+  for column in (
+    'l1 weight',
+    'seed',
+    'l1 norm',
+    'nonzeros',
+    'train',
+    'val',
+    'test',
+  ):
     page.add_column(column, justify='right')
   page.add_column('')
   for row in rows:
@@ -153,12 +161,13 @@ def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
       'front' if row['pareto'] and not row['knee'] else '',
       'knee' if row['knee'] else '',
     ]
+    weight = row['weight_l1']
     page.add_row(
-      'found' if row['l1'] is None else f'{row["l1"]:.4g}',
+      'found' if weight is None else f'{weight:.4g}',
       str(row['seed']),
-      f'{row["l1_norm"]:.1f}',
+      f'{row["l1"]:.1f}',
       f'{row["nonzeros"]:,}',
-      *(_percent(row[f'acc_{s}']) for s in ('train', 'val', 'test')),
+      *(_percent(row[f'accuracy_{s}']) for s in ('train', 'val', 'test')),
       ', '.join(filter(None, notes)),
       style='bold' if row['knee'] else '',
     )
