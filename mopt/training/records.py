@@ -184,11 +184,10 @@ def result_rows(
     failure: `[M]` each.
     chance: the share of the most frequent class in the training data.
   """
-  columns = {f'ce_{split}': score.ce for split, score in scores.items()}
-  columns |= counts.values
-  columns |= _counted(counts)
+  columns: dict[str, Any] = {f'ce_{k}': x.ce for k, x in scores.items()}
+  columns |= {**counts.values, **_counted(counts)}
   columns |= {'params': counts.params, 'nonzeros_all': counts.nonzeros_all}
-  columns |= {f'accuracy_{split}': x.accuracy for split, x in scores.items()}
+  columns |= {f'accuracy_{k}': x.accuracy for k, x in scores.items()}
   rows = _by_member(names, members, {}, columns)
   for index, row in enumerate(rows):
     if failure.objective[index]:
