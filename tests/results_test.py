@@ -37,6 +37,7 @@ from mopt.training.loop import _train
 from mopt.training.plots import plot_front
 from mopt.training.plots import plot_search
 from mopt.training.population import make_population
+from mopt.training.population import Member
 from mopt.training.program import Complexity
 from mopt.training.program import Program
 from mopt.training.step import Failure
@@ -227,6 +228,73 @@ def test_a_front_without_members_has_no_knee():
   rows = [_row(1.0, 0, 0.1)]
   records.mark_front(rows, 'val')
   assert (rows[0]['pareto'], rows[0]['knee']) == (0, 0)
+
+
+def test_columns_speak_the_names_of_any_number_of_objectives():
+  names = ('error', 'l1', 'group')
+  members = [Member(3, (1.0, 3e-4, 1e-4)), Member(4, None)]
+  table = lambda start: start + np.arange(6, dtype=np.float32).reshape(2, 3)
+  metrics = Metrics(
+    values=table(0),
+    grad_norms=table(10),
+    cosines=table(20),
+    weights=table(30) / 100,
+    weights_min=table(40) / 100,
+    weights_max=table(50) / 100,
+    ce=np.array([0.5, 0.25]),
+    accuracy=np.array([0.75, 0.5]),
+  )
+  known = Evaluation(np.array([0.1, 0.2]), np.array([0.9, 0.8]))
+  per_leaf = {'all/kernel': np.array([4, 5]), 'a/b/kernel': np.array([6, 7])}
+  counts = Complexity(
+    NonzeroCount(np.array([10, 12]), per_leaf),
+    {'l1': np.array([2.0, 3.0]), 'group': np.array([4.0, 5.0])},
+    params=np.array([100, 100]),
+    nonzeros_all=np.array([50, 60]),
+  )
+  head = {'epoch': 7}
+  fixed, found = records.epoch_records(
+    names, members, head, metrics, known, counts
+  )
+  common = {
+    **{'epoch': 7, 'seed': 4},
+    **{'error': 3, 'l1': 4, 'group': 5},
+    **{'grad_norm_error': 13, 'grad_norm_l1': 14, 'grad_norm_group': 15},
+    **{'cosine_error_l1': 23, 'cosine_error_group': 24, 'cosine_l1_group': 25},
+    **{'ce_train': 0.25, 'accuracy_train': 0.5},
+    **{'ce_val': 0.2, 'accuracy_val': 0.8},
+    # The column nonzeros_all is not that of a layer.
+    **{'nonzeros': 12, 'nonzeros_all_kernel': 5, 'nonzeros_a_b': 7},
+  }
+  weights = {
+    f'weight_{name}{suffix}': float(np.float32(start + index) / 100)
+    for suffix, start in (('', 33), ('_min', 43), ('_max', 53))
+    for index, name in enumerate(names)
+  }
+  assert found.keys() == fixed.keys()
+  assert found == common | {k: pytest.approx(v) for k, v in weights.items()}
+  # As they were given, not as float32 has them.
+  for name, weight in zip(names, (1.0, 3e-4, 1e-4)):
+    for suffix in ('', '_min', '_max'):
+      assert fixed[f'weight_{name}{suffix}'] == weight
+  failure = Failure(*np.array([[0, 3], [0, 1], [0, 5]]))
+  scores = dict.fromkeys(('train', 'val', 'test'), known)
+  ok, failed = records.result_rows(
+    names, members, scores, counts, failure, chance=0.1
+  )
+  assert ok == {
+    **{'seed': 3, 'weight_error': 1.0, 'weight_l1': 3e-4},
+    **{'weight_group': 1e-4, 'l1': 2.0, 'group': 4.0},
+    **{'ce_train': 0.1, 'ce_val': 0.1, 'ce_test': 0.1},
+    **{'nonzeros': 10, 'nonzeros_all_kernel': 4, 'nonzeros_a_b': 6},
+    **{'params': 100, 'nonzeros_all': 50},
+    **{'accuracy_train': 0.9, 'accuracy_val': 0.9, 'accuracy_test': 0.9},
+    **{'status': 'ok'},
+  }
+  assert failed['weight_group'] is None
+  assert failed['status'] == (
+    "objective 'group' or its gradient is not finite in epoch 2 step 6"
+  )
 
 
 def test_csv_keeps_full_precision_and_empty_cells(tmp_path):

@@ -641,6 +641,22 @@ def test_weights_that_are_found_have_a_range(digits, optimizer):
   np.testing.assert_allclose(metrics.weights_min[0, 0], 1 - most, rtol=1e-6)
 
 
+@pytest.mark.parametrize('bad', range(3))
+@pytest.mark.parametrize('where', ['values', 'norms'])
+def test_a_failure_is_of_the_first_objective_that_is_not_finite(bad, where):
+  good = np.ones(3, np.float32)
+  broken = np.where(np.arange(3) < bad, good, np.nan)
+  pair = (broken, good) if where == 'values' else (good, broken)
+  never = step_lib.Failure(*np.zeros(3, np.int32))
+  at = np.int32(4), np.int32(7)
+  found = step_lib._failure(never, *pair, at)
+  assert found == (bad + 1, 4, 7)
+  assert step_lib._failure(never, good, good, at) == never
+  # The first one stays.
+  assert step_lib._failure(found, good, good, (5, 0)) == found
+  assert step_lib._failure(found, broken[::-1], good, (5, 0)) == found
+
+
 @pytest.mark.parametrize('m', [1, 2, 3])
 def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples(m):
   """Of two parts with two steps and one, of 4, 4 and 2 examples."""

@@ -17,7 +17,7 @@ class Member(NamedTuple):
   """One network that is trained."""
 
   seed: int
-  weights: tuple[float, float] | None  # Of the objectives; None: it finds them.
+  weights: tuple[float, ...] | None  # Of the objectives; None: it finds them.
 
   @property
   def l1(self) -> float | None:

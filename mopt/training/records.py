@@ -125,7 +125,8 @@ def epoch_records(
     val: the networks after it, on validation data.
     counts: ditto.
   """
-  own = np.array([m.weights or [math.nan] * len(names) for m in members])
+  unknown = (math.nan,) * len(names)
+  own = np.array([member.weights or unknown for member in members], float)
   # Fixed weights as they were given: those of the steps are rounded.
   exact = lambda found: np.where(np.isnan(own), found, own)
   pairs = [f'{a}_{b}' for a, b in itertools.combinations(names, 2)]

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from mopt.training.config import Config
@@ -31,7 +32,7 @@ def check_settings(config: Config, workdir: str | os.PathLike) -> list[str]:
 
   Raises:
     ValueError: names the first setting that differs and must not, or says that
-      nothing is there.
+      nothing is there, or files whose columns have other names.
   """
   path = pathlib.Path(workdir) / 'config.json'
   try:
@@ -57,7 +58,30 @@ def check_settings(config: Config, workdir: str | os.PathLike) -> list[str]:
         f'{name}={new}: expected {old}, as in {path}, or another workdir.'
       )
     lines.append(f'{name}={new}, was {old}')
+  check_columns(workdir)
   return lines
+
+
+def check_columns(workdir: str | os.PathLike) -> None:
+  """Raises if a table or a log was written when columns had other names.
+
+  Raises:
+    ValueError: names the file; half a log would be of the old names.
+  """
+  for name in ('results.csv', 'metrics.jsonl'):
+    path = pathlib.Path(workdir) / name
+    if not path.exists():
+      continue
+    with path.open(encoding='utf-8', errors='replace') as file:
+      head = file.readline()
+    # Where they were acc_train and accuracy; a line may be cut off.
+    is_old = re.search(r'\bacc_train\b|"accuracy": ', head)
+    if is_old and head.endswith('\n'):
+      raise ValueError(
+        f'{path}: expected columns as this version of mopt names them, such as '
+        'accuracy_train; go on with the version that wrote it, or in another '
+        'workdir.'
+      )
 
 
 def _as_json(value):

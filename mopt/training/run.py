@@ -24,6 +24,7 @@ from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
 from mopt.training.loop import train_members
+from mopt.training.resume import check_columns
 
 
 def run(
@@ -58,7 +59,8 @@ def run(
 
   Raises:
     ValueError: if batch, data and model do not fit, before anything is
-      written; `Damaged`, if all checkpoints in `workdir` are.
+      written, or if columns of what is there have other names; `Damaged`, if
+      all checkpoints in `workdir` are.
     Interrupted: if `should_stop()`. What was trained is in `checkpoints`, and
       the same call goes on from there, with the same end.
     OSError: if something cannot be written; results that are there stay.
@@ -69,6 +71,7 @@ def run(
   workdir = pathlib.Path(workdir)
   program_lib.check_fit(config, model, data)
   if (workdir / 'results.csv').exists():
+    check_columns(workdir)
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return records.read_rows(workdir / 'results.csv')
   about = dataclasses.asdict(config) | {'environment': environment()}
