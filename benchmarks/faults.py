@@ -65,6 +65,7 @@ from mopt.training import program as program_lib
 from mopt.training import run
 from mopt.training import signals
 from mopt.training import step as step_lib
+from mopt.training.population import OBJECTIVES
 
 MUTATIONS = ('flip', 'cut', 'delete', 'add', 'swap')
 _TRACES = ('results.csv', 'metrics.jsonl', 'histograms.jsonl')
@@ -398,12 +399,13 @@ def train_poisoned(
     rows, members['poisoned'][len(healthy) :], where.values()
   ):
     leaves = jax.tree.leaves(load(path).variables)
-    says = row['status'].startswith(f'objective {objective} ')
+    name = OBJECTIVES[objective - 1]
+    says = row['status'].startswith(f"objective '{name}' ")
     says &= row['status'].endswith(f'epoch {epoch + 1} step {step + 1}')
     if not same:
       yield 'the other members are others'
     elif not says or not all(np.isfinite(x).all() for x in leaves):
-      yield f'objective {objective}: {row["status"]}'
+      yield f'objective {name}: {row["status"]}'
     else:
       yield None
 

@@ -37,7 +37,7 @@ _DATA = Dataset('none', 10, _EXAMPLES, _EXAMPLES, _EXAMPLES, 0.0, 255.0)
 
 
 def _hyperbola(weight):
-  """A network that minimises ce + weight * l1_norm; the knee is at `KNEE`.
+  """A network that minimises ce + weight * l1; the knee is at `KNEE`.
 
   ce = KNEE (sqrt(s^2 + 1) - s) for s in [-3, 3], which l1 norm and ln nonzeros
   follow: the chord between the ends has the slope of the front at s = 0. The
@@ -107,18 +107,20 @@ class _Trainer:
       else math.nan
     )
     return {
-      'l1': l1,
       'seed': seed,
+      'weight_error': 1.0,
+      'weight_l1': l1,
       'ce_train': ce,
       'ce_val': known('val', ce),
       'ce_test': known('test', ce),
-      'l1_norm': norm,
+      'l1': norm,
       'nonzeros': nonzeros,
       'nonzeros_layer1': nonzeros,
-      'acc_train': accuracy,
-      'acc_val': known('val', accuracy),
-      'acc_test': known('test', accuracy_test),
+      'accuracy_train': accuracy,
+      'accuracy_val': known('val', accuracy),
+      'accuracy_test': known('test', accuracy_test),
       'status': 'ok' if nonzeros else 'collapsed',
+      'file': f'members/l1_{l1:g}_seed_{seed}.npz',
     }
 
   def draw(self, path, *args):
@@ -165,7 +167,7 @@ def _read(folder):
   """The rows of results.csv, empty cells as NaN."""
 
   def value(name, cell):
-    return cell if name == 'status' else float(cell or 'nan')
+    return cell if name in ('status', 'file') else float(cell or 'nan')
 
   with (folder / 'results.csv').open(newline='') as file:
     return [
@@ -188,7 +190,7 @@ def test_a_row_for_each_training(searched, tmp_path):
   trainer, found, out = searched(config)
   rows = _read(tmp_path / 'search')
   *levels, _ = trainer.calls
-  assert [(row['level'], row['l1']) for row in rows] == [
+  assert [(row['level'], row['weight_l1']) for row in rows] == [
     (int(folder.removeprefix('level_')), l1)
     for folder, weights, _, _ in levels
     for l1 in weights
@@ -197,16 +199,16 @@ def test_a_row_for_each_training(searched, tmp_path):
     f'level_{i + 1}' for i in range(len(levels))
   ]
   for row in rows:
-    ce, accuracy, _, norm, nonzeros = _hyperbola(row['l1'])
-    assert (row['ce_val'], row['acc_val']) == (ce, accuracy)
-    assert (row['l1_norm'], row['nonzeros']) == (norm, nonzeros)
+    ce, accuracy, _, norm, nonzeros = _hyperbola(row['weight_l1'])
+    assert (row['ce_val'], row['accuracy_val']) == (ce, accuracy)
+    assert (row['l1'], row['nonzeros']) == (norm, nonzeros)
     # Nobody has looked at the test set.
     assert math.isnan(row['ce_test'])
-    assert math.isnan(row['acc_test'])
+    assert math.isnan(row['accuracy_test'])
   about = json.loads((tmp_path / 'search' / 'config.json').read_text())
   assert about['search'] == 'bisection'
   assert about['seconds'] >= 0
-  assert about['knee'] == next(row['l1'] for row in rows if row['knee'])
+  assert about['knee'] == next(row['weight_l1'] for row in rows if row['knee'])
   assert f'level {len(levels)}: l1' in out
   # Drawn after each level, and once more with the knee trained in full.
   names = [picture[0] for picture in trainer.pictures]
@@ -216,7 +218,9 @@ def test_a_row_for_each_training(searched, tmp_path):
     *['front.png', 'search.png'],
   ]
   _, drawn, _, split, retrained = trainer.pictures[-2]
-  assert [row['l1'] for row in drawn] == [row['l1'] for row in rows]
+  assert [row['weight_l1'] for row in drawn] == [
+    row['weight_l1'] for row in rows
+  ]
   assert (split, retrained) == ('val', found)
 
 
@@ -234,9 +238,12 @@ def test_levels_are_short_and_the_knee_is_trained_in_full(
   assert (seeds, length) == ((3, 5), epochs)
   (knee,) = weights
   assert folder == f'knee_l1_{knee:g}'
-  assert [(row['l1'], row['seed']) for row in found] == [(knee, 3), (knee, 5)]
+  assert [(row['weight_l1'], row['seed']) for row in found] == [
+    (knee, 3),
+    (knee, 5),
+  ]
   # The one network whose test error may be told.
-  test = [row['acc_test'] for row in _read(tmp_path / 'search' / folder)]
+  test = [row['accuracy_test'] for row in _read(tmp_path / 'search' / folder)]
   assert test == [_hyperbola(knee)[2]] * 2
   settings = json.loads(
     (tmp_path / 'search' / folder / 'config.json').read_text()
@@ -249,7 +256,7 @@ def test_levels_are_short_and_the_knee_is_trained_in_full(
 def test_no_more_trainings_than_allowed(searched, tmp_path, name, max_runs):
   trainer, _, _ = searched(_config(search=name, max_runs=max_runs))
   rows = _read(tmp_path / 'search')
-  weights = [row['l1'] for row in rows]
+  weights = [row['weight_l1'] for row in rows]
   assert set(weights) >= {1e-5, 1e-2}
   assert len(set(weights)) == len(weights) <= max_runs
   # These two always have another one to try.
@@ -271,9 +278,11 @@ def test_no_more_levels_than_allowed(searched, tmp_path, name, levels):
 def _knee_of(rows, split):
   """The row farthest below the line between the ends of the front."""
   alive = [row for row in rows if row['nonzeros'] > 0]
-  points = [(1 - r[f'acc_{split}'], math.log(r['nonzeros'])) for r in alive]
+  points = [
+    (1 - r[f'accuracy_{split}'], math.log(r['nonzeros'])) for r in alive
+  ]
   front = sorted(
-    (p, row['l1'])
+    (p, row['weight_l1'])
     for p, row in zip(points, alive)
     if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)
   )
@@ -297,8 +306,8 @@ def test_the_knee_is_farthest_below_the_chord(searched, tmp_path, name, solve):
   trainer, _, _ = searched(config, solve=solve)
   rows = _read(tmp_path / 'search')
   knee, front = _knee_of(rows, 'val')
-  assert [row['l1'] for row in rows if row['knee']] == [knee]
-  assert {row['l1'] for row in rows if row['pareto']} == front
+  assert [row['weight_l1'] for row in rows if row['knee']] == [knee]
+  assert {row['weight_l1'] for row in rows if row['pareto']} == front
   assert trainer.calls[-1][:2] == (f'knee_l1_{knee:g}', (knee,))
 
 
@@ -313,7 +322,7 @@ def test_the_test_set_chooses_if_told_so(searched, tmp_path):
   trainer, _, _ = searched(_config(select_on='test', max_runs=12))
   rows = _read(tmp_path / 'search')
   for row in rows:
-    assert row['acc_test'] == _hyperbola(row['l1'])[2]
+    assert row['accuracy_test'] == _hyperbola(row['weight_l1'])[2]
   knee, _ = _knee_of(rows, 'test')
   assert knee != _knee_of(rows, 'val')[0]
   assert trainer.calls[-1][1] == (knee,)
@@ -326,7 +335,7 @@ def test_without_validation_examples_the_training_set_chooses(
   config = _config(max_runs=10)
   trainer, found, _ = searched(config, data=data)
   rows = _read(tmp_path / 'search')
-  assert all(math.isnan(row['acc_val']) for row in rows)
+  assert all(math.isnan(row['accuracy_val']) for row in rows)
   assert trainer.calls[-1][1] == (_knee_of(rows, 'train')[0],)
   again, same, _ = searched(config, data=data, resume=True)
   assert again.calls == []
@@ -356,17 +365,19 @@ def test_a_collapse_does_not_end_a_bisection(searched, tmp_path, monkeypatch):
   searched(_config(max_runs=14), solve=_collapsing)
   rows = _read(tmp_path / 'search')
   assert len(rows) == 14
-  failed = {row['l1'] for row in rows if row['nonzeros'] == 0}
+  failed = {row['weight_l1'] for row in rows if row['nonzeros'] == 0}
   assert failed
   # Where networks collapse is known to half a decade, from three decades.
-  edge = min(failed) / max(row['l1'] for row in rows if row['l1'] <= 1e-3)
+  edge = min(failed) / max(
+    row['weight_l1'] for row in rows if row['weight_l1'] <= 1e-3
+  )
   assert edge < 10**0.5
   for row in rows:
-    expected = (1 - row['acc_val'], math.log(max(row['nonzeros'], 1)))
-    if row['l1'] in failed:
+    expected = (1 - row['accuracy_val'], math.log(max(row['nonzeros'], 1)))
+    if row['weight_l1'] in failed:
       expected = (math.inf, math.inf)
       assert (row['pareto'], row['knee']) == (0, 0)
-    assert told[row['l1']] == expected
+    assert told[row['weight_l1']] == expected
 
 
 @pytest.mark.parametrize('name', ['dichotomic', 'stochastic_dichotomic'])
@@ -376,11 +387,11 @@ def test_a_dichotomic_search_is_told_of_a_collapse(
   told = _told(monkeypatch)
   searched(_config(search=name), solve=_collapsing)
   first, collapsed, second, *_ = _read(tmp_path / 'search')
-  assert (collapsed['l1'], collapsed['nonzeros']) == (1e-2, 0)
+  assert (collapsed['weight_l1'], collapsed['nonzeros']) == (1e-2, 0)
   assert told[1e-2] == (4e-3, 0.0)
   # The weight at which both ends have the same weighted sum.
-  slope = (4e-3 - first['ce_val']) / first['l1_norm']
-  np.testing.assert_allclose(second['l1'], slope, rtol=1e-9)
+  slope = (4e-3 - first['ce_val']) / first['l1']
+  np.testing.assert_allclose(second['weight_l1'], slope, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -416,10 +427,10 @@ def _tables(draw):
   return [
     {
       'ce_train': 0.1,
-      'l1_norm': 1.0,
+      'l1': 1.0,
       'nonzeros': nonzeros,
       'nonzeros_layer1': nonzeros,
-      'acc_val': 1 - error / 20,
+      'accuracy_val': 1 - error / 20,
     }
     for error, nonzeros in draw(st.lists(pairs, min_size=1, max_size=12))
   ]
@@ -431,7 +442,9 @@ def test_the_hypervolume_is_that_of_moocore(rows):
   assert len(found) == len(rows)
   assert (np.diff(found) >= -1e-12).all()
   points = [
-    (1 - row['acc_val'], math.log(row['nonzeros'])) if row['nonzeros'] else None
+    (1 - row['accuracy_val'], math.log(row['nonzeros']))
+    if row['nonzeros']
+    else None
     for row in rows
   ]
   alive = [point for point in points if point]
@@ -583,8 +596,14 @@ def test_more_trainings_may_be_allowed_later(searched, tmp_path):
   assert [len(weights) for _, weights, *_ in first.calls] == [2, 1, 1, 1]
   second, same, _ = searched(large, resume=True)
   assert same == found
-  _assert_same_tables(tmp_path)
-  _assert_same_tables(tmp_path, f'knee_l1_{found[0]["l1"]:g}/results.csv')
+  # But for where the networks of the third level lie.
+  table = (tmp_path / 'search' / 'results.csv').read_text()
+  assert table.count('level_3_after_1/') == 1
+  expected = (tmp_path / 'whole' / 'results.csv').read_text()
+  assert table.replace('level_3_after_1/', 'level_3/') == expected
+  _assert_same_tables(
+    tmp_path, f'knee_l1_{found[0]["weight_l1"]:g}/results.csv'
+  )
   # Networks of the third level that were there are kept.
   assert second.calls[0][0] == 'level_3_after_1'
   assert first.calls[2][1] + second.calls[0][1] == whole.calls[2][1]
@@ -674,10 +693,10 @@ _DAMAGES = {
   'half a level': _edited(lambda lines: [*lines[:2], *lines[3:]]),
   'a line too short': lambda text: text[: text.rindex(',')],
   'a line too long': lambda text: text[:-1] + ',1\n',
-  'a line without cells': lambda text: text.replace(',1e-05,0,', ',', 1),
+  'a line without cells': lambda text: text.replace(',0,1.0,1e-05,', ',', 1),
   'no levels': lambda text: text.replace('level', 'depth', 1),
-  'no accuracy': lambda text: text.replace('acc_val', 'accuracy', 1),
-  'no norm': lambda text: text.replace('l1_norm', 'norm', 1),
+  'no accuracy': lambda text: text.replace('accuracy_val', 'acc_val', 1),
+  'no norm': lambda text: text.replace(',l1,', ',norm,', 1),
   'words': lambda text: text.replace('1e-05', 'many'),
   'negative sizes': lambda text: text.replace(',148,', ',-148,'),
   'another table': lambda text: 'name,age\nAda,36\n',
@@ -740,7 +759,7 @@ def test_real_networks_are_searched_and_kept(tmp_path):
   console = Console(file=io.StringIO(), width=100)
   found = search(Job(config, Dropping(0.0), data, tmp_path, console=console))
   rows = _read(tmp_path)
-  (knee,) = (row['l1'] for row in rows if row['knee'])
+  (knee,) = (row['weight_l1'] for row in rows if row['knee'])
   assert [(row['level'], row['seed']) for row in rows] == [(1, 3)] * 4
   assert [row['seed'] for row in found] == [3, 5]
   folder = f'knee_l1_{knee:g}'
@@ -759,8 +778,11 @@ def test_real_networks_are_searched_and_kept(tmp_path):
     lines = (tmp_path / where / 'metrics.jsonl').read_text().splitlines()
     assert json.loads(lines[-1])['epoch'] == epochs
     for row in table:
-      name = f'l1_{row["l1"]:g}_seed_{row["seed"]:g}.npz'
-      net = load(tmp_path / where / 'members' / name)
+      name = f'members/l1_{row["weight_l1"]:g}_seed_{row["seed"]:g}.npz'
+      # Relative to the folder that the table lies in.
+      home = tmp_path if table is rows else tmp_path / where
+      assert home / row['file'] == tmp_path / where / name
+      net = load(home / row['file'])
       kernel = net.params['layer1']['kernel']
       assert np.count_nonzero(kernel) == row['nonzeros']
       for split in ('val', 'test'):
@@ -769,4 +791,6 @@ def test_real_networks_are_searched_and_kept(tmp_path):
         expected = (logits.argmax(axis=1) == labels).mean()
         if (where, split) == ('level_1', 'test'):
           expected = math.nan  # Levels do not look at the test set.
-        np.testing.assert_allclose(row[f'acc_{split}'], expected, rtol=1e-6)
+        np.testing.assert_allclose(
+          row[f'accuracy_{split}'], expected, rtol=1e-6
+        )

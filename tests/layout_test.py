@@ -227,9 +227,13 @@ def _assert_same(found, expected, threshold):
   flips = sum(
     jax.tree.leaves(jax.tree.map(compare, found.params, expected.params))
   )
-  count, norm = found.complexity
-  assert abs(count.total - expected.complexity.nonzeros.total).sum() <= flips
-  np.testing.assert_allclose(norm, expected.complexity.l1_norm, rtol=1e-5)
+  counts, others = found.complexity, expected.complexity
+  assert abs(counts.nonzeros.total - others.nonzeros.total).sum() <= flips
+  assert abs(counts.nonzeros_all - others.nonzeros_all).sum() <= flips
+  np.testing.assert_array_equal(counts.params, others.params)
+  np.testing.assert_allclose(
+    counts.values['l1'], others.values['l1'], rtol=1e-5
+  )
   chex.assert_trees_all_close(found[1:3], expected[1:3], rtol=1e-4, atol=1e-5)
   chex.assert_trees_all_close(found.scores, expected.scores, rtol=1e-4)
 
@@ -246,7 +250,7 @@ def test_a_spread_population_equals_one_device(digits):
   found = _train(config, digits, Dropping(0.2), 4, (2, 2))
   _assert_same(found, alone, config.threshold)
   # Were all members alike, it would not show who is who.
-  norms = found.complexity.l1_norm
+  norms = found.complexity.values['l1']
   assert len(np.unique(norms.round(3))) == norms.size
 
 

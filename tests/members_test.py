@@ -218,7 +218,7 @@ def test_it_may_go_on_on_other_devices(adam):
   assert 'batches on 1 CPU device' in output
   for row, expected in zip(rows, adam.rows, strict=True):
     assert row['ce_train'] == pytest.approx(expected['ce_train'], rel=1e-3)
-    assert row['l1_norm'] == pytest.approx(expected['l1_norm'], rel=1e-3)
+    assert row['l1'] == pytest.approx(expected['l1'], rel=1e-3)
     assert row['nonzeros'] == pytest.approx(expected['nonzeros'], rel=0.01)
   # What was lost between epochs would show: the other seed is not as near.
   assert rows[0]['ce_train'] != pytest.approx(rows[2]['ce_train'], rel=1e-2)
@@ -270,7 +270,7 @@ def _crash_in_epoch_5():
     if called == 5:
       raise _Crash
     # That of failures returns nothing, and nobody asks.
-    return before(*args) if len(args) == 5 else None
+    return before(*args) if len(args) == 6 else None
 
   return function
 
@@ -424,22 +424,21 @@ def poisoned(digits, tmp_path_factory):
 
 _STATUS = {
   1e-4: 'ok',
-  2e-4: 'objective 1 (error) or its gradient is not finite in epoch 3 step 1',
-  3e-4: 'objective 2 (complexity) or its gradient is not finite in epoch 4 '
-  'step 2',
-  4e-4: 'objective 2 (complexity) or its gradient is not finite in epoch 1 '
-  'step 1',
+  2e-4: "objective 'error' or its gradient is not finite in epoch 3 step 1",
+  3e-4: "objective 'l1' or its gradient is not finite in epoch 4 step 2",
+  4e-4: "objective 'l1' or its gradient is not finite in epoch 1 step 1",
   10.0: 'collapsed',
 }
 
 
 def test_a_member_that_fails_says_where(poisoned):
   for row in poisoned.rows:
-    assert row['status'] == _STATUS[row['l1']]
+    assert row['status'] == _STATUS[row['weight_l1']]
   rows = files.read_csv(poisoned.folder / 'whole' / 'results.csv')
   assert [row['status'] for row in rows] == list(_STATUS.values()) * 2
   with (poisoned.folder / 'whole' / 'results.csv').open() as file:
-    assert next(csv.reader(file))[-3:] == ['status', 'pareto', 'knee']
+    last = ['status', 'file', 'pareto', 'knee']
+    assert next(csv.reader(file))[-4:] == last
   # Each is said once.
   for weight, status in _STATUS.items():
     for seed in (0, 1):
@@ -450,7 +449,11 @@ def test_a_member_that_fails_says_where(poisoned):
 def test_a_member_that_fails_is_neither_knee_nor_front(poisoned):
   healthy = records.read_rows(poisoned.folder / 'healthy' / 'results.csv')
   fronts = [
-    {(row['l1'], row['seed']) for row in rows if row['pareto'] or row['knee']}
+    {
+      (row['weight_l1'], row['seed'])
+      for row in rows
+      if row['pareto'] or row['knee']
+    }
     for rows in (poisoned.rows, healthy)
   ]
   assert fronts[0]
@@ -458,7 +461,7 @@ def test_a_member_that_fails_is_neither_knee_nor_front(poisoned):
   # Had they not failed, they would have been on it.
   assert {l1 for l1, _ in fronts[1]} & {2.1e-4, 3.1e-4, 4.1e-4}
   for row in healthy:
-    assert row['status'] == ('collapsed' if row['l1'] == 10 else 'ok')
+    assert row['status'] == ('collapsed' if row['weight_l1'] == 10 else 'ok')
 
 
 def test_other_members_do_not_notice(poisoned):
@@ -470,11 +473,11 @@ def test_other_members_do_not_notice(poisoned):
     )
     assert whole == healthy
   logs = [
-    [r for r in _log(poisoned.folder / run) if r['l1'] == 1e-4]
+    [r for r in _log(poisoned.folder / run) if r['weight_l1'] == 1e-4]
     for run in ('whole', 'healthy')
   ]
   assert logs[0] == logs[1]
-  assert all(r['objective_1'] is not None for r in logs[0])
+  assert all(r['error'] is not None for r in logs[0])
 
 
 def test_the_network_before_the_failure_is_kept(poisoned):
@@ -502,17 +505,18 @@ def test_the_network_before_the_failure_is_kept(poisoned):
     ]
     # The fourth failed before, in the first step of all.
     assert same == [False, True, False, True, False]
-  start = jax.device_get(program.prune(program.init()).params)
+  start = program.layout.collect(program.prune(program.init()).params)
   np.testing.assert_array_equal(
-    nets[3].params['layer1']['kernel'], start['layer1']['kernel'][1, 3]
+    nets[3].params['layer1']['kernel'],
+    start['layer1']['kernel'][len(nets) + 3],
   )
 
 
 def test_what_has_failed_is_logged_as_unknown(poisoned):
   for record in _log(poisoned.folder / 'whole'):
-    if record['l1'] == 2e-4:
+    if record['weight_l1'] == 2e-4:
       has_failed = record['epoch'] == 3
-      assert (record['objective_1'] is None) == has_failed
+      assert (record['error'] is None) == has_failed
       assert record['accuracy_val'] is not None
 
 
@@ -535,7 +539,7 @@ def test_weights_that_overflow_stop_one_member_alone(digits, tmp_path):
   assert [row['status'] for row in rows] == ['ok', 'ok']
   assert wild_rows[0]['status'] == 'ok'
   assert wild_rows[1]['status'] == (
-    'objective 1 (error) or its gradient is not finite in epoch 1 step 2'
+    "objective 'error' or its gradient is not finite in epoch 1 step 2"
   )
   assert wild_rows[1]['pareto'] == wild_rows[1]['knee'] == 0
   name = 'members/l1_0.0001_seed_0.npz'
@@ -554,10 +558,10 @@ def test_a_population_that_fails_as_a_whole_ends_in_peace(poisoned):
 
 def test_a_member_at_chance_has_collapsed(poisoned):
   counts = np.bincount(poisoned.data.train.labels)
-  rows = [row for row in poisoned.rows if row['l1'] == 10]
+  rows = [row for row in poisoned.rows if row['weight_l1'] == 10]
   for row in rows:
     assert row['status'] == 'collapsed'
-    assert row['acc_train'] <= counts.max() / counts.sum() + 1e-6
+    assert row['accuracy_train'] <= counts.max() / counts.sum() + 1e-6
     assert row['nonzeros'] > 0
     assert row['pareto'] == row['knee'] == 0
 
@@ -579,14 +583,15 @@ def test_a_network_at_chance_has_collapsed(accuracy, nonzeros, status):
   )
   accuracies = {'train': accuracy, 'val': 0.99, 'test': 0.99}
   (row,) = records.result_rows(
+    ('error', 'l1'),
     [Member(0, (1.0, 1e-4))],
     {k: Evaluation(here(1.0), here(v)) for k, v in accuracies.items()},
-    program_lib.Complexity(counts, here(2.0)),
+    program_lib.Complexity(counts, {'l1': here(2.0)}, here(99), here(50)),
     step_lib.Failure(*[np.zeros(1, np.int32)] * 3),
     chance=0.6,
   )
   assert row['status'] == status
-  assert row['acc_train'] == accuracy
+  assert row['accuracy_train'] == accuracy
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def test_a_run_on_an_npz_of_pictures(call, here, digits):
   assert about['dataset'] == 'mine.npz'
   (row,) = _rows('run')
   # Five digits by chance: 0.2.
-  assert row['acc_test'] > 0.6
+  assert row['accuracy_test'] > 0.6
 
 
 def test_a_run_does_not_go_on_with_other_data(call, here, digits):
@@ -359,7 +359,7 @@ def test_a_run_on_features_of_any_shape(here, shape, settings):
   )
   (here / 'run').mkdir()
   (row,) = training.run(training.Job(config, Dense(), data, here / 'run'))
-  assert row['acc_test'] > 0.9
+  assert row['accuracy_test'] > 0.9
   # It predicts, in units of the user, and with its own scales.
   net = training.load(here / 'run' / 'members' / 'l1_1e-05_seed_0.npz')
   assert net.image_shape == shape
@@ -367,7 +367,7 @@ def test_a_run_on_features_of_any_shape(here, shape, settings):
   x_test = _blobs(shape)['x_test']
   logits = Dense().apply(net.variables, net.preprocess(x_test))
   hits = np.argmax(logits, axis=-1) == data.test.labels
-  assert hits.mean() == pytest.approx(row['acc_test'], abs=1e-6)
+  assert hits.mean() == pytest.approx(row['accuracy_test'], abs=1e-6)
 
 
 def test_features_that_a_network_cannot_take_are_one_line(call, here, table):
@@ -413,7 +413,7 @@ def test_a_run_on_a_folder_of_pictures(call, here, digits):
   assert (code, err) == (0, '')
   assert f'decoding {name}, train' in out.replace('\n', ' ')
   (row,) = _rows('run')
-  assert row['acc_test'] > 0.6
+  assert row['accuracy_test'] > 0.6
 
 
 def test_a_folder_is_decoded_once_and_again_if_a_file_changes(
@@ -683,6 +683,6 @@ def test_the_examples_of_the_page_run(call, here):
   assert names['data'].class_names == ('cat', 'dog')
   y = names['y'][500:]
   assert (names['classes'] == y).mean() == pytest.approx(
-    names['row']['acc_test'], abs=1e-6
+    names['row']['accuracy_test'], abs=1e-6
   )
   assert (names['classes'] == y).mean() > 0.8

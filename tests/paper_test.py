@@ -51,6 +51,7 @@ def parse(monkeypatch):
 
 
 _LAYERS = ('layer1', 'layer2', 'layer3')
+_NAMES = ('seed', 'weight_error', 'weight_l1')
 
 
 class FakeTrainer:
@@ -96,7 +97,7 @@ def _leave_files(config, workdir):
   random = np.random.default_rng(0)
   for when, epoch in (('initial', 0), ('epoch', 5), ('final', config.epochs)):
     records = [
-      {'epoch': epoch, 'when': when, 'l1': row['l1'], 'seed': row['seed']}
+      {'epoch': epoch, 'when': when, **{k: row[k] for k in _NAMES}}
       | {'layer': layer}
       | training_results.weight_histogram(random.normal(size=840))
       for row in rows
@@ -115,7 +116,7 @@ def _leave_search(config, workdir):
   files.write_csv(workdir / 'results.csv', rows)
   for row in rows:
     if row['knee']:
-      folder = workdir / f'knee_l1_{row["l1"]:g}'
+      folder = workdir / f'knee_l1_{row["weight_l1"]:g}'
       folder.mkdir()
       files.write_csv(folder / 'results.csv', [row])
 
@@ -124,23 +125,24 @@ def _made_up_row(l1, seed, layers):
   weight = 1e-5 if l1 is None else max(l1, 1e-6)
   error = 0.01 + 20 * weight + 1e-4 * seed
   counts = [int(0.5 / weight**0.8) for _ in layers]
-  row = {'l1': l1, 'seed': seed}
+  row = dict(zip(_NAMES, (seed, None if l1 is None else 1.0, l1)))
   row |= {f'ce_{s}': 3 * error for s in ('train', 'val', 'test')}
-  row |= {'l1_norm': 0.1 / weight, 'nonzeros': sum(counts)}
+  row |= {'l1': 0.1 / weight, 'nonzeros': sum(counts)}
   row |= {f'nonzeros_{n}': count for n, count in zip(layers, counts)}
-  row |= {f'acc_{s}': 1 - error for s in ('train', 'val', 'test')}
-  return row | {'status': 'ok'}
+  row |= {f'accuracy_{s}': 1 - error for s in ('train', 'val', 'test')}
+  row |= {'params': 60_000, 'nonzeros_all': sum(counts) + 200}
+  return row | {'status': 'ok', 'file': f'members/{l1}_{seed}.npz'}
 
 
 def _made_up_epoch(epoch, row, config):
   counts = {k: v * (2 - 1 / epoch) for k, v in row.items() if 'nonzeros' in k}
-  weight = 1e-5 if row['l1'] is None else row['l1']
-  val = math.nan if config.val_size == 0 else row['acc_val']
+  weight = 1e-5 if row['weight_l1'] is None else row['weight_l1']
+  val = math.nan if config.val_size == 0 else row['accuracy_val']
   return {
-    **{'epoch': epoch, 'l1': row['l1'], 'seed': row['seed']},
-    **{'weight_1': 1.0, 'weight_2': weight},
-    **{'weight_2_min': 0.1 * weight, 'weight_2_max': 3 * weight},
-    **{'ce': 1 / 3 / epoch, 'accuracy': row['acc_train']},
+    **{'epoch': epoch, 'seed': row['seed']},
+    **{'weight_error': 1.0, 'weight_l1': weight},
+    **{'weight_l1_min': 0.1 * weight, 'weight_l1_max': 3 * weight},
+    **{'ce_train': 1 / 3 / epoch, 'accuracy_train': row['accuracy_train']},
     **{'ce_val': val, 'accuracy_val': val},
     **counts,
   }
@@ -184,10 +186,10 @@ def _result(name, rows, seed=0, quick=False):
   return pieces.Result(name, quick, [], config, rows, {}, [])
 
 
-def _row(l1, nonzeros, acc_test, **others):
+def _row(l1, nonzeros, accuracy_test, **others):
   layers = dict(zip(('nonzeros_layer1', 'nonzeros_layer2'), (nonzeros - 1, 1)))
-  names = ('ce_train', 'ce_test', 'l1_norm', 'acc_train')
-  row = {'l1': l1, 'nonzeros': nonzeros, 'acc_test': acc_test}
+  names = ('ce_train', 'ce_test', 'l1', 'accuracy_train')
+  row = {'weight_l1': l1, 'nonzeros': nonzeros, 'accuracy_test': accuracy_test}
   return row | layers | dict.fromkeys(names, 0.5) | others
 
 
@@ -227,7 +229,7 @@ def test_overrides_win_over_the_flag_files_they_are_made_of(parse):
 def test_all_rows_of_the_paper_are_trained(parse, name):
   configs = [parse(piece.flags)[0] for piece in plan.pieces(name, 0)]
   l1 = [l1 for config in configs for l1 in config.l1]
-  assert l1 == [r['l1'] for r in tables.paper_rows(name)]
+  assert l1 == [r['weight_l1'] for r in tables.paper_rows(name)]
   assert {config.val_size for config in configs} == {0}
 
 
@@ -242,11 +244,14 @@ def test_parts_of_a_training_are_one_result(run, tmp_path, monkeypatch):
   parts = [pieces.load(path) for path in paths]
   merged = pieces.merge(parts)
   paper = tables.paper_rows('table2d')
-  assert [row['l1'] for row in merged.rows] == [row['l1'] for row in paper]
-  assert merged.config['l1'] == [row['l1'] for row in paper]
+  assert [row['weight_l1'] for row in merged.rows] == [
+    row['weight_l1'] for row in paper
+  ]
+  assert merged.config['l1'] == [row['weight_l1'] for row in paper]
   seconds = [part.config['seconds'] for part in parts]
   assert merged.config['seconds'] == sum(seconds)
-  assert len(merged.epochs['l1']) == sum(len(p.epochs['l1']) for p in parts)
+  lengths = [len(part.epochs['weight_l1']) for part in parts]
+  assert len(merged.epochs['weight_l1']) == sum(lengths)
   assert 'not trained here' not in out
   assert merged.config['environment']['devices'] == ['NVIDIA H100 80GB HBM3']
   assert 'VGG on CIFAR10, 125 epochs, seed 0, one H100' in out
@@ -256,12 +261,12 @@ def test_parts_of_a_training_are_one_result(run, tmp_path, monkeypatch):
 
 
 def test_the_numbers_of_the_paper():
-  (row,) = (r for r in tables.paper_rows('table2c') if r['l1'] == 3e-4)
+  (row,) = (r for r in tables.paper_rows('table2c') if r['weight_l1'] == 3e-4)
   layers = [row[f'nonzeros_layer{i}'] for i in (1, 2, 3)]
   assert layers == [2107, 300, 170]
-  assert (row['nonzeros'], row['acc_test']) == (2577, 0.985)
+  assert (row['nonzeros'], row['accuracy_test']) == (2577, 0.985)
   assert len(tables.paper_rows('table2a')) == 16
-  assert math.isnan(tables.paper_rows('table2b')[0]['acc_test'])
+  assert math.isnan(tables.paper_rows('table2b')[0]['accuracy_test'])
   assert tables.paper_rows('table2d')[-2]['nonzeros'] == 209
   for name in ('table2a', 'table2b', 'table2c', 'table2d'):
     source = pathlib.Path(tables.__file__).with_name(f'{name}.csv').read_text()
@@ -285,14 +290,17 @@ def test_a_piece_becomes_one_file_and_comes_back(trainer, places, capsys):
   assert result.config['epochs'] == 30
   assert result.config['seconds'] == 1.5
   row = _made_up_row(3e-4, 1, ('layer1', 'layer2', 'layer3'))
+  # The networks are not kept.
+  assert row.pop('file')
+  assert 'file' not in result.rows[7]
   found = {name: result.rows[7][name] for name in row}
   assert found.pop('status') == row.pop('status') == 'ok'
   assert found == pytest.approx(row, rel=1e-5)
   assert isinstance(result.rows[7]['nonzeros'], int)
-  assert result.epochs['ce'].shape == (30 * 14,)
-  assert result.epochs['ce'][0] == 0.333333
+  assert result.epochs['ce_train'].shape == (30 * 14,)
+  assert result.epochs['ce_train'][0] == 0.333333
   assert np.isnan(result.epochs['ce_val']).all()
-  kept = [(h['l1'], h['layer'], h['when']) for h in result.histograms]
+  kept = [(h['weight_l1'], h['layer'], h['when']) for h in result.histograms]
   assert kept == [(5e-5, 'layer3', x) for x in ('initial', 'epoch', 'final')]
 
 
@@ -477,8 +485,8 @@ def test_tables_that_are_kept_are_made_of_what_is_kept(name):
 
 
 def test_the_notes_beside_table_2d_have_its_numbers():
-  ours = {row['l1']: row for row in _kept('table2d').rows}
-  papers = {row['l1']: row for row in tables.paper_rows('table2d')}
+  ours = {row['weight_l1']: row for row in _kept('table2d').rows}
+  papers = {row['weight_l1']: row for row in tables.paper_rows('table2d')}
   lines = (_KEPT / 'table2d_notes.md').read_text().splitlines()
   _, _, *rows = (line for line in lines if line.startswith('|'))
   assert len(rows) == 3
@@ -488,12 +496,12 @@ def test_the_notes_beside_table_2d_have_its_numbers():
     l1, mine, paper = cells[0], ours[float(cells[0])], papers[float(cells[0])]
     assert cells[1] == str(mine['nonzeros']), l1
     assert cells[3] == f'{paper["nonzeros"]:.0f}', l1
-    assert cells[4] == f'{100 * mine["acc_test"]:.2f}', l1
+    assert cells[4] == f'{100 * mine["accuracy_test"]:.2f}', l1
     to_other.append(float(cells[4]) - float(cells[5]))
-    if math.isnan(paper['acc_test']):
+    if math.isnan(paper['accuracy_test']):
       assert cells[6] == tables.MISSING, l1
     else:
-      assert cells[6] == f'{100 * paper["acc_test"]:.1f}', l1
+      assert cells[6] == f'{100 * paper["accuracy_test"]:.1f}', l1
       to_paper += [float(cells[6]) - float(x) for x in cells[4:6]]
   text = ' '.join(lines)
   assert f'differ by {max(map(abs, to_other)):.1f} points at most' in text
@@ -506,25 +514,27 @@ def test_the_readme_has_the_numbers_of_table_2d():
   (text,) = re.findall(r'\* \*\*VGG on CIFAR10\*\*.*?\n\n', readme, re.DOTALL)
   text = ' '.join(text.split())
   result = _kept('table2d')
-  ours = {row['l1']: row for row in result.rows}
+  ours = {row['weight_l1']: row for row in result.rows}
   for l1 in (0, 7e-3, 0.03):
     row = ours[l1]
-    assert f'{100 * row["acc_test"]:.2f} %' in text
+    assert f'{100 * row["accuracy_test"]:.2f} %' in text
     assert f'{row["nonzeros"]:,}' in text
-  paper = {row['l1']: row for row in tables.paper_rows('table2d')}
-  below = [100 * (paper[x]['acc_test'] - ours[x]['acc_test']) for x in ours]
+  paper = {row['weight_l1']: row for row in tables.paper_rows('table2d')}
+  below = [
+    100 * (paper[x]['accuracy_test'] - ours[x]['accuracy_test']) for x in ours
+  ]
   low, high = np.nanmin(below), np.nanmax(below)
   assert f'{low:.1f} to {high:.1f} points below' in text
   factor = max(ours[x]['nonzeros'] / paper[x]['nonzeros'] for x in ours)
   assert f'up to {factor:.1f} times' in text
-  cost = 100 * (ours[0]['acc_test'] - ours[0.03]['acc_test'])
+  cost = 100 * (ours[0]['accuracy_test'] - ours[0.03]['accuracy_test'])
   gone = 100 * (1 - ours[0.03]['nonzeros'] / 20_480)
   assert f'{gone:.1f} % of the weights cost {cost:.1f} points' in text
   assert f'{result.config["seconds"] / 60:.0f} minutes' in text
   (multi,) = _kept('fig7_mrmsprop').rows
-  assert f'{100 * multi["acc_test"]:.2f} %' in text
+  assert f'{100 * multi["accuracy_test"]:.2f} %' in text
   assert f'{multi["nonzeros"]:,}' in text
-  found = _kept('fig7_mrmsprop').epochs['weight_2']
+  found = _kept('fig7_mrmsprop').epochs['weight_l1']
   assert f'{found[0]:.0e} in the first'.replace('e-0', 'e-') in text
   assert f'{found[-1]:.0e} in the last'.replace('e-0', 'e-') in text
 
@@ -647,16 +657,16 @@ def test_searches_are_compared_by_hypervolume(run, tmp_path):
   assert result.knee == [knee]
   page = (folder / 'fig9.md').read_text()
   assert page.count('| bisection |') == 3
-  assert f'| {knee["l1"]:.3g} | {knee["nonzeros"]:,} |' in page
+  assert f'| {knee["weight_l1"]:.3g} | {knee["nonzeros"]:,} |' in page
 
 
 def test_hypervolumes_grow_with_the_trainings():
   total = 58_920
   rows = [
-    _row(1e-4, total / math.e**2, 0, acc_val=0.96),
-    _row(1e-2, 1, 0, acc_val=0.97, nonzeros_layer2=0),  # collapsed
-    _row(1e-3, total / math.e**3, 0, acc_val=0.955),
-    _row(2e-3, total / math.e**3, 0, acc_val=0.94),  # too inaccurate
+    _row(1e-4, total / math.e**2, 0, accuracy_val=0.96),
+    _row(1e-2, 1, 0, accuracy_val=0.97, nonzeros_layer2=0),  # collapsed
+    _row(1e-3, total / math.e**3, 0, accuracy_val=0.955),
+    _row(2e-3, total / math.e**3, 0, accuracy_val=0.94),  # too inaccurate
   ]
   found = searches.growth(rows)
   assert found == pytest.approx([0.02, 0.02, 0.025, 0.025])

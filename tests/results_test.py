@@ -4,6 +4,7 @@ import csv
 import importlib
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from mopt import NonzeroCount
 from mopt.training import Config
 from mopt.training import Dataset
 from mopt.training import files
+from mopt.training import Job
 from mopt.training import load
 from mopt.training import Network
 from mopt.training import network
@@ -36,31 +38,36 @@ from mopt.training.loop import _train
 from mopt.training.plots import plot_front
 from mopt.training.plots import plot_search
 from mopt.training.population import make_population
+from mopt.training.population import Member
 from mopt.training.program import Complexity
 from mopt.training.program import Program
 from mopt.training.step import Failure
 from mopt.training.step import Metrics
 from mopt.training.step import State
+from tests.networks import Dropping
 
 _COLUMNS = [
-  'l1',
   'seed',
+  'weight_error',
+  'weight_l1',
   'ce_train',
   'ce_val',
   'ce_test',
-  'l1_norm',
+  'l1',
   'nonzeros',
   'nonzeros_layer1',
   'nonzeros_layer2',
-  'acc_train',
-  'acc_val',
-  'acc_test',
+  'accuracy_train',
+  'accuracy_val',
+  'accuracy_test',
 ]
 
 
 def _row(l1, nonzeros, accuracy, seed=0):
-  values = (l1, seed, 0.1, 0.2, 0.3, 9.0, nonzeros, nonzeros, nonzeros)
-  return dict(zip(_COLUMNS, (*values, accuracy, accuracy, accuracy)))
+  values = (seed, None if l1 is None else 1.0, l1, 0.1, 0.2, 0.3, 9.0)
+  counts = (nonzeros, nonzeros, nonzeros)
+  scores = (accuracy, accuracy, accuracy)
+  return dict(zip(_COLUMNS, (*values, *counts, *scores), strict=True))
 
 
 def _network():
@@ -206,6 +213,17 @@ def test_one_empty_layer_is_a_collapse():
   row = _row(1e-4, 6_000, 0.9)
   assert not records.is_collapsed(row)
   assert records.is_collapsed(row | {'nonzeros_layer2': 0})
+  # Biases and convolutions are not a layer.
+  assert not records.is_collapsed(row | {'nonzeros_all': 0})
+
+
+def test_an_objective_that_is_not_finite_is_a_collapse():
+  row = _row(1e-4, 6_000, 0.9)
+  for name in ('l1', 'ce_train'):
+    assert records.is_collapsed(row | {name: math.inf})
+  row |= {'weight_group': 1e-3, 'group': 5.0}
+  assert not records.is_collapsed(row)
+  assert records.is_collapsed(row | {'group': math.nan})
 
 
 def test_a_front_without_members_has_no_knee():
@@ -214,15 +232,82 @@ def test_a_front_without_members_has_no_knee():
   assert (rows[0]['pareto'], rows[0]['knee']) == (0, 0)
 
 
+def test_columns_speak_the_names_of_any_number_of_objectives():
+  names = ('error', 'l1', 'group')
+  members = [Member(3, (1.0, 3e-4, 1e-4)), Member(4, None)]
+  table = lambda start: start + np.arange(6, dtype=np.float32).reshape(2, 3)
+  metrics = Metrics(
+    values=table(0),
+    grad_norms=table(10),
+    cosines=table(20),
+    weights=table(30) / 100,
+    weights_min=table(40) / 100,
+    weights_max=table(50) / 100,
+    ce=np.array([0.5, 0.25]),
+    accuracy=np.array([0.75, 0.5]),
+  )
+  known = Evaluation(np.array([0.1, 0.2]), np.array([0.9, 0.8]))
+  per_leaf = {'all/kernel': np.array([4, 5]), 'a/b/kernel': np.array([6, 7])}
+  counts = Complexity(
+    NonzeroCount(np.array([10, 12]), per_leaf),
+    {'l1': np.array([2.0, 3.0]), 'group': np.array([4.0, 5.0])},
+    params=np.array([100, 100]),
+    nonzeros_all=np.array([50, 60]),
+  )
+  head = {'epoch': 7}
+  fixed, found = records.epoch_records(
+    names, members, head, metrics, known, counts
+  )
+  common = {
+    **{'epoch': 7, 'seed': 4},
+    **{'error': 3, 'l1': 4, 'group': 5},
+    **{'grad_norm_error': 13, 'grad_norm_l1': 14, 'grad_norm_group': 15},
+    **{'cosine_error_l1': 23, 'cosine_error_group': 24, 'cosine_l1_group': 25},
+    **{'ce_train': 0.25, 'accuracy_train': 0.5},
+    **{'ce_val': 0.2, 'accuracy_val': 0.8},
+    # The column nonzeros_all is not that of a layer.
+    **{'nonzeros': 12, 'nonzeros_all_kernel': 5, 'nonzeros_a_b': 7},
+  }
+  weights = {
+    f'weight_{name}{suffix}': float(np.float32(start + index) / 100)
+    for suffix, start in (('', 33), ('_min', 43), ('_max', 53))
+    for index, name in enumerate(names)
+  }
+  assert found.keys() == fixed.keys()
+  assert found == common | {k: pytest.approx(v) for k, v in weights.items()}
+  # As they were given, not as float32 has them.
+  for name, weight in zip(names, (1.0, 3e-4, 1e-4)):
+    for suffix in ('', '_min', '_max'):
+      assert fixed[f'weight_{name}{suffix}'] == weight
+  failure = Failure(*np.array([[0, 3], [0, 1], [0, 5]]))
+  scores = dict.fromkeys(('train', 'val', 'test'), known)
+  ok, failed = records.result_rows(
+    names, members, scores, counts, failure, chance=0.1
+  )
+  assert ok == {
+    **{'seed': 3, 'weight_error': 1.0, 'weight_l1': 3e-4},
+    **{'weight_group': 1e-4, 'l1': 2.0, 'group': 4.0},
+    **{'ce_train': 0.1, 'ce_val': 0.1, 'ce_test': 0.1},
+    **{'nonzeros': 10, 'nonzeros_all_kernel': 4, 'nonzeros_a_b': 6},
+    **{'params': 100, 'nonzeros_all': 50},
+    **{'accuracy_train': 0.9, 'accuracy_val': 0.9, 'accuracy_test': 0.9},
+    **{'status': 'ok'},
+  }
+  assert failed['weight_group'] is None
+  assert failed['status'] == (
+    "objective 'group' or its gradient is not finite in epoch 2 step 6"
+  )
+
+
 def test_csv_keeps_full_precision_and_empty_cells(tmp_path):
   row = _row(None, 5, 1 / 3) | {'ce_val': float('nan')}
   files.write_csv(tmp_path / 'results.csv', [row, _row(3e-4, 7, 0.5)])
   text = (tmp_path / 'results.csv').read_text().splitlines()
   assert text[0] == ','.join(_COLUMNS)
   first, second = files.read_csv(tmp_path / 'results.csv')
-  assert first['l1'] is None
+  assert first['weight_l1'] is None
   assert first['ce_val'] is None
-  assert first['acc_test'] == 1 / 3
+  assert first['accuracy_test'] == 1 / 3
   assert second == _row(3e-4, 7, 0.5)
 
 
@@ -427,11 +512,15 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
   """The loop of a run of 10 epochs, around a stand-in for what is trained."""
   kernel = np.array([[0.5, 1e-4], [-0.25, 2.0]], np.float32)
   params = {
-    'layer1': {'kernel': np.stack([[kernel, 2 * kernel]])},
-    'conv1': {'kernel': np.ones((1, 2, 3, 3, 1, 2), np.float32)},
+    'layer1': {'kernel': np.stack([[[kernel, 2 * kernel]]])},
+    'conv1': {'kernel': np.ones((1, 1, 2, 3, 3, 1, 2), np.float32)},
   }
   pruned = {**params, 'layer1': {'kernel': params['layer1']['kernel'].round(2)}}
-  nothing = np.zeros(2)
+  nothing, pairs = np.zeros(2), np.zeros((2, 2))
+  metrics = Metrics(
+    *(pairs, pairs, np.zeros((2, 1)), pairs, pairs, pairs), nothing, nothing
+  )
+  counts = Complexity(NonzeroCount(nothing, {}), {}, nothing, nothing)
   config = Config(
     epochs=10,
     l1=(1e-4, 1e-3),
@@ -440,26 +529,27 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
     parallel='data',
     checkpoint_every=10,
   )
-  failure = Failure(*[np.zeros((1, 2), np.int32)] * 3)
+  failure = Failure(*[np.zeros((1, 1, 2), np.int32)] * 3)
   program = Program(
     layout=make_layout(config, jax.devices()[:1]),
     init=lambda: State(params, {}, (), failure),
     prune=lambda state: state._replace(params=pruned),
-    epoch=lambda state, number: (state, Metrics(*[nothing] * 11)),
+    epoch=lambda state, number: (state, metrics),
     evaluate=lambda state, split: Evaluation(nothing, nothing),
-    complexity=lambda state: Complexity(NonzeroCount(nothing, {}), nothing),
+    complexity=lambda state: counts,
     restore=None,
   )
   split = Split(np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32))
   data = Dataset('none', 10, split, split, split, 0.0, 255.0)
   members = make_population(config)
   console = rich.console.Console(file=io.StringIO())
-  _train(config, data, program, members, tmp_path, console, lambda: False)
+  job = Job(config, Dropping(0.0), data, tmp_path, console=console)
+  _train(job, program, members)
   lines = (tmp_path / 'histograms.jsonl').read_text().splitlines()
   logged = [json.loads(line) for line in lines]
   # A line for each dense layer of each member.
   whens = [(0, 'initial'), (0, 'pruned'), (5, 'epoch'), (10, 'final')]
-  assert [(r['epoch'], r['when'], r['l1']) for r in logged] == [
+  assert [(r['epoch'], r['when'], r['weight_l1']) for r in logged] == [
     (epoch, when, l1) for epoch, when in whens for l1 in (1e-4, 1e-3)
   ]
   assert {(r['layer'], r['seed']) for r in logged} == {('layer1', 7)}

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -27,20 +28,24 @@ import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _COLUMNS = [
-  'l1',
   'seed',
+  'weight_error',
+  'weight_l1',
   'ce_train',
   'ce_val',
   'ce_test',
-  'l1_norm',
+  'l1',
   'nonzeros',
   'nonzeros_layer1',
   'nonzeros_layer2',
   'nonzeros_layer3',
-  'acc_train',
-  'acc_val',
-  'acc_test',
+  'params',
+  'nonzeros_all',
+  'accuracy_train',
+  'accuracy_val',
+  'accuracy_test',
   'status',
+  'file',
   'pareto',
   'knee',
 ]
@@ -74,7 +79,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
   with (workdir / 'results.csv').open() as file:
     rows = list(csv.DictReader(file))
   assert list(rows[0]) == _COLUMNS
-  assert [(r['l1'], r['seed']) for r in rows] == [
+  assert [(r['weight_l1'], r['seed']) for r in rows] == [
     ('0.0001', '0'),
     ('0.003', '0'),
     ('0.0001', '1'),
@@ -87,23 +92,32 @@ def test_a_run_leaves_what_it_promises(tmp_path):
   records = [json.loads(line) for line in lines]
   assert [r['epoch'] for r in records] == [n for n in range(1, 7) for _ in rows]
   for key in [
-    'objective_1',
-    'objective_2',
-    'grad_norm_1',
-    'grad_norm_2',
-    'cosine',
-    'weight_1',
-    'weight_2',
-    'weight_2_min',
-    'weight_2_max',
+    'error',
+    'l1',
+    'grad_norm_error',
+    'grad_norm_l1',
+    'cosine_error_l1',
+    'weight_error',
+    'weight_error_min',
+    'weight_error_max',
+    'weight_l1',
+    'weight_l1_min',
+    'weight_l1_max',
     'learning_rate',
-    'accuracy',
+    'ce_train',
+    'ce_val',
+    'accuracy_train',
     'accuracy_val',
     'nonzeros',
     'nonzeros_layer3',
   ]:
     assert isinstance(records[0][key], (int, float))
-  net = load(workdir / 'members' / 'l1_0.003_seed_1.npz')
+  assert {row['params'] for row in rows} == {'61706'}
+  assert rows[3]['file'] == 'members/l1_0.003_seed_1.npz'
+  net = load(workdir / rows[3]['file'])
+  leaves = jax.tree.leaves(net.params)
+  nonzeros = sum(int((leaf != 0).sum()) for leaf in leaves)
+  assert nonzeros == int(rows[3]['nonzeros_all'])
   kernels = [net.params[f'layer{i}']['kernel'] for i in (1, 2, 3)]
   assert sum(int((k != 0).sum()) for k in kernels) == int(rows[3]['nonzeros'])
   assert all(((k == 0) | (abs(k) >= 1e-3)).all() for k in kernels)
@@ -120,10 +134,11 @@ def test_a_run_leaves_what_it_promises(tmp_path):
   whens = [(0, 'initial'), (0, 'pruned'), (5, 'epoch'), (6, 'final')]
   sizes = {'layer1': 400 * 120, 'layer2': 120 * 84, 'layer3': 84 * 10}
   found = [
-    (r['epoch'], r['when'], r['l1'], r['seed'], r['layer']) for r in records
+    (r['epoch'], r['when'], r['weight_l1'], r['seed'], r['layer'])
+    for r in records
   ]
   assert found == [
-    (epoch, when, float(row['l1']), int(row['seed']), layer)
+    (epoch, when, float(row['weight_l1']), int(row['seed']), layer)
     for epoch, when in whens
     for row in rows
     for layer in sizes
@@ -178,8 +193,9 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
   assert 'found' in out
   with (tmp_path / 'run' / 'results.csv').open() as file:
     (row,) = csv.DictReader(file)
-  assert row['l1'] == ''
-  assert (tmp_path / 'run' / 'members' / 'madam_seed_0.npz').exists()
+  assert row['weight_error'] == row['weight_l1'] == ''
+  assert row['file'] == 'members/madam_seed_0.npz'
+  assert (tmp_path / 'run' / row['file']).exists()
 
 
 @pytest.mark.parametrize(
@@ -445,7 +461,7 @@ def test_another_search_is_not_resumed(call, tmp_path, args, named):
   (tmp_path / 'run').mkdir()
   about = dataclasses.asdict(Config(search='bisection'))
   (tmp_path / 'run' / 'config.json').write_text(json.dumps(about))
-  row = dict.fromkeys([*_COLUMNS[:-2]], 0.5) | {'level': 1, 'l1': 2e-5}
+  row = dict.fromkeys([*_COLUMNS[:-2]], 0.5) | {'level': 1, 'weight_l1': 2e-5}
   table = f'{",".join(row)}\n{",".join(map(str, row.values()))}\n'
   (tmp_path / 'run' / 'results.csv').write_text(table)
   before = {path: path.read_bytes() for path in (tmp_path / 'run').iterdir()}

@@ -190,7 +190,7 @@ def test_members_differ_by_seed_and_weight(digits):
   nonzeros = (kernel != 0).sum(axis=(2, 3))
   assert (nonzeros[:, 0] > nonzeros[:, 1]).all()
   assert not np.array_equal(kernel[0, 0], kernel[1, 0])
-  np.testing.assert_allclose(metrics.weight_2, [1e-5, 1e-2] * 2, rtol=1e-6)
+  np.testing.assert_allclose(metrics.weights[:, 1], [1e-5, 1e-2] * 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize('parallel', ['data', 'members'])
@@ -297,10 +297,11 @@ def test_a_network_without_convolutions_has_no_l2_of_them(
   check_fit(config, Dropping(0.0), data)
   program, state, metrics = _epochs(config, data, model=Dropping(0.0))
   # Objectives are means over two batches of one size, as is that of the error.
-  np.testing.assert_allclose(metrics.objective_1, metrics.ce, rtol=1e-6)
+  error, norm = metrics.values.T
+  np.testing.assert_allclose(error, metrics.ce, rtol=1e-6)
   # As it is after them, and not 1000 times any square.
-  norm = program.complexity(state).l1_norm
-  np.testing.assert_allclose(metrics.objective_2, norm, rtol=0.2)
+  after = program.complexity(state).values['l1']
+  np.testing.assert_allclose(norm, after, rtol=0.2)
 
 
 def test_a_network_without_dense_layers_is_refused(digits):
@@ -348,27 +349,19 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(
 def test_scalarizations_weigh_as_their_equations(digits, scalarization):
   config = _config(l1=(0.25,), scalarization=scalarization)
   _, _, metrics = _epochs(config, digits)
-  expected = 1.0 if scalarization == 'penalty' else 0.75
-  np.testing.assert_allclose(metrics.weight_1, expected, rtol=1e-6)
-  np.testing.assert_allclose(metrics.weight_2, 0.25, rtol=1e-6)
-  np.testing.assert_allclose(metrics.weight_2_min, 0.25, rtol=1e-6)
-  np.testing.assert_allclose(metrics.weight_2_max, 0.25, rtol=1e-6)
+  expected = [[1.0 if scalarization == 'penalty' else 0.75, 0.25]]
+  np.testing.assert_allclose(metrics.weights, expected, rtol=1e-6)
+  np.testing.assert_allclose(metrics.weights_min, expected, rtol=1e-6)
+  np.testing.assert_allclose(metrics.weights_max, expected, rtol=1e-6)
 
 
 def test_logged_norms_cosine_and_weights_belong_together(digits):
   """With one step an epoch the means are the step's: (15) can be checked."""
   config = _config(optimizer='smgd', l1=None, batch_size=640)
   _, _, metrics = _epochs(config, digits)
-  g1, g2, cosine, w1, w2 = (
-    np.float64(getattr(metrics, name)[0])
-    for name in (
-      'grad_norm_1',
-      'grad_norm_2',
-      'cosine',
-      'weight_1',
-      'weight_2',
-    )
-  )
+  ((g1, g2),) = metrics.grad_norms.astype(np.float64)
+  ((cosine,),) = metrics.cosines.astype(np.float64)
+  ((w1, w2),) = metrics.weights.astype(np.float64)
   product = cosine * g1 * g2
   expected = (g1**2 - product) / (g1**2 - 2 * product + g2**2)
   np.testing.assert_allclose(w2, expected, rtol=1e-4)
@@ -614,18 +607,14 @@ def test_the_l2_of_convolutions_can_be_in_both_goals(digits):
     start = jax.tree.map(lambda x: np.asarray(x[0, 0, 0]), state.params)
     state, metrics = program.epoch(state, 0)
     end = jax.tree.map(lambda x: np.asarray(x[0, 0, 0]), state.params)
-    steps.append((end, jax.tree.map(lambda x: float(x[0]), metrics)))
-  (once, metrics_once), (both, metrics_both) = steps
+    steps.append((end, *metrics.values[0].tolist()))
+  (once, error_once, norm_once), (both, error_both, norm_both) = steps
   kernel = start['conv1']['kernel'].astype(np.float64)
   squares = (kernel**2).sum()
   norm = sum(abs(w).sum() for w in _dense(start))
-  np.testing.assert_allclose(metrics_once.objective_2, norm, rtol=1e-6)
-  np.testing.assert_allclose(
-    metrics_both.objective_2 - norm, conv_l2 * squares, rtol=1e-2
-  )
-  np.testing.assert_allclose(
-    metrics_both.objective_1, metrics_once.objective_1, rtol=1e-6
-  )
+  np.testing.assert_allclose(norm_once, norm, rtol=1e-6)
+  np.testing.assert_allclose(norm_both - norm, conv_l2 * squares, rtol=1e-2)
+  np.testing.assert_allclose(error_both, error_once, rtol=1e-6)
   # Its gradient is weighed like the rest of the second goal, equation (2).
   difference = once['conv1'].pop('kernel') - both['conv1'].pop('kernel')
   np.testing.assert_allclose(
@@ -656,35 +645,67 @@ def test_bfloat16_trains_float32_parameters(digits):
 @pytest.mark.parametrize('optimizer', ['smgd', 'madam'])
 def test_weights_that_are_found_have_a_range(digits, optimizer):
   _, _, metrics = _epochs(_optimizer_config(optimizer), digits)
-  assert 0 <= metrics.weight_2_min < metrics.weight_2
-  assert metrics.weight_2 < metrics.weight_2_max <= 1
+  weights = metrics.weights_min, metrics.weights, metrics.weights_max
+  least, mean, most = (x[0, 1] for x in weights)
+  assert 0 <= least < mean < most <= 1
+  # Both sum to 1 at every step.
+  np.testing.assert_allclose(metrics.weights_max[0, 0], 1 - least, rtol=1e-6)
+  np.testing.assert_allclose(metrics.weights_min[0, 0], 1 - most, rtol=1e-6)
 
 
-def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples():
+@pytest.mark.parametrize('bad', range(3))
+@pytest.mark.parametrize('where', ['values', 'norms'])
+def test_a_failure_is_of_the_first_objective_that_is_not_finite(bad, where):
+  good = np.ones(3, np.float32)
+  broken = np.where(np.arange(3) < bad, good, np.nan)
+  pair = (broken, good) if where == 'values' else (good, broken)
+  never = step_lib.Failure(*np.zeros(3, np.int32))
+  at = np.int32(4), np.int32(7)
+  found = step_lib._failure(never, *pair, at)
+  assert found == (bad + 1, 4, 7)
+  assert step_lib._failure(never, good, good, at) == never
+  # The first one stays.
+  assert step_lib._failure(found, good, good, (5, 0)) == found
+  assert step_lib._failure(found, broken[::-1], good, (5, 0)) == found
+
+
+@pytest.mark.parametrize('m', [1, 2, 3])
+def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples(m):
   """Of two parts with two steps and one, of 4, 4 and 2 examples."""
-  shape = (1, 3, 1, 2)
-  values = {
-    name: np.arange(6, dtype=np.float32).reshape(shape) + 10 * i
-    for i, name in enumerate(Metrics._fields)
-  }
-  values['weight_2'] = values['weight_2_min'] = values['weight_2_max'] = (
-    np.array([[[[0.5, 0.1]], [[0.2, 0.9]], [[0.3, 0.2]]]], np.float32)
+  random = np.random.default_rng(m)
+  draw = lambda: random.random((1, 3, 1, 2), np.float32)  # [D, steps, s, l]
+  several = lambda n: tuple(draw() for _ in range(n))
+  weights = several(m)
+  whole = Metrics(
+    values=several(m),
+    grad_norms=several(m),
+    cosines=several(m * (m - 1) // 2),
+    weights=weights,
+    weights_min=weights,
+    weights_max=weights,
+    ce=draw(),
+    accuracy=draw(),
   )
   parts = [
-    Metrics(**{k: v[:, s] for k, v in values.items()})
-    for s in (slice(0, 2), slice(2, 3))
+    jax.tree.map(lambda x: x[:, :2], whole),
+    jax.tree.map(lambda x: x[:, 2:], whole),
   ]
   layout = make_layout(_config(l1=(1e-3, 1e-2)), jax.devices()[:1])
   found = program_lib._over_epoch(parts, np.array([4.0, 4.0, 2.0]), layout)
-  np.testing.assert_allclose(found.weight_2, [1 / 3, 0.4], rtol=1e-6)
-  np.testing.assert_allclose(found.weight_2_min, [0.2, 0.1], rtol=1e-6)
-  np.testing.assert_allclose(found.weight_2_max, [0.5, 0.9], rtol=1e-6)
-  for name, column in values.items():
-    if name.startswith('weight_2'):
-      continue
-    total = column.sum(axis=1).ravel()
-    count = 10 if name in ('ce', 'accuracy') else 3
-    np.testing.assert_allclose(getattr(found, name), total / count, rtol=1e-6)
+  for name in ('values', 'grad_norms', 'cosines', 'weights'):
+    columns = getattr(whole, name)
+    assert getattr(found, name).shape == (2, len(columns))
+    for index, x in enumerate(columns):
+      np.testing.assert_allclose(
+        getattr(found, name)[:, index], x.mean(axis=1)[0, 0], rtol=1e-6
+      )
+  for index, x in enumerate(weights):
+    least, most = found.weights_min[:, index], found.weights_max[:, index]
+    np.testing.assert_array_equal(least, x.min(axis=1)[0, 0])
+    np.testing.assert_array_equal(most, x.max(axis=1)[0, 0])
+  for name in ('ce', 'accuracy'):
+    total = getattr(whole, name).sum(axis=1)[0, 0]
+    np.testing.assert_allclose(getattr(found, name), total / 10, rtol=1e-6)
 
 
 def test_nothing_is_pruned_where_nothing_is_to_be(digits):

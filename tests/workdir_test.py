@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -153,6 +154,27 @@ def test_a_run_from_before_a_setting_was_there_has_its_default(tmp_path):
   assert check_settings(Config(), tmp_path) == []
   with pytest.raises(ValueError, match='conv_l2_in_both=True: expected False'):
     check_settings(Config(conv_l2_in_both=True), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'text'),
+  [
+    ('results.csv', 'l1,seed,ce_train,l1_norm,acc_train\n1e-3,0,1.0,2.0,0.5\n'),
+    ('metrics.jsonl', '{"epoch": 1, "ce": 0.3, "accuracy": 0.9}\n'),
+  ],
+)
+def test_a_folder_with_columns_of_other_names_is_refused(tmp_path, name, text):
+  _write(tmp_path, dataclasses.asdict(Config()))
+  (tmp_path / name).write_text(text)
+  message = re.escape(f'{tmp_path / name}: expected columns as this version')
+  with pytest.raises(ValueError, match=message):
+    check_settings(Config(), tmp_path)
+  assert (tmp_path / name).read_text() == text
+  # What is of today, or was cut off.
+  today = text.replace('acc_', 'accuracy_').replace('cy"', 'cy_train"')
+  for good in (today, text[:20], ''):
+    (tmp_path / name).write_text(good)
+    assert check_settings(Config(), tmp_path) == []
 
 
 @pytest.mark.parametrize(

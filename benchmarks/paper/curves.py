@@ -32,7 +32,7 @@ def column(
   for result in results:
     values = result.epochs[name]
     if l1 is not None:
-      values = values[np.isclose(result.epochs['l1'], l1, rtol=1e-9)]
+      values = values[np.isclose(result.epochs['weight_l1'], l1, rtol=1e-9)]
     curves.append(values)
   return np.mean(curves, axis=0)
 
@@ -61,7 +61,7 @@ def fig5(results: Results, path: pathlib.Path) -> pathlib.Path:
   picture = canvas.Picture(3, f'Fig. 5. {tables.describe(batchwise)}')
   left, middle, right = picture.axes
   rows = [row for r in (*batchwise, *epochwise) for row in r.rows]
-  weights = sorted({row['l1'] for row in rows})
+  weights = sorted({row['weight_l1'] for row in rows})
   _layer1(left, batchwise, weights)
   _layer1(middle, epochwise, weights)
   middle.sharey(left)
@@ -86,7 +86,7 @@ def _layer1(axes: Axes, results: Sequence[Result], weights) -> None:
   """A curve per l1, with the colour and the marker that it has in all axes."""
   markers = 'osv^D<>p*hPXd8'
   scale = canvas.scale_of(weights)
-  trained = {row['l1'] for row in results[0].rows}
+  trained = {row['weight_l1'] for row in results[0].rows}
   for index, weight in enumerate(weights):
     curve = np.array([])
     if weight in trained:
@@ -169,11 +169,11 @@ def fig6(results: Results, path: pathlib.Path) -> pathlib.Path:
 
 
 def _train_and_val(axes: Axes, results: Sequence[Result], name, unit) -> None:
-  for suffix, label, style, hue in (
-    ('', 'training', '-', canvas.DARK),
-    ('_val', 'validation', ':', canvas.MIDDLE),
+  for split, label, style, hue in (
+    ('train', 'training', '-', canvas.DARK),
+    ('val', 'validation', ':', canvas.MIDDLE),
   ):
-    curve = unit * column(results, name + suffix, 0.03)
+    curve = unit * column(results, f'{name}_{split}', 0.03)
     if np.isnan(curve).all():
       label += ': none held out'
     _line(axes, curve, linestyle=style, color=hue, label=label)
@@ -229,8 +229,8 @@ def _panels(results: Results, title: str, draw, path) -> pathlib.Path:
 def critical(name: str) -> tuple[float, float]:
   """The paper's critical l1 for a piece, and its training accuracy there."""
   table, l1 = ('table2d', 0.03) if 'rms' in name else ('table2c', 3e-4)
-  (row,) = (r for r in tables.paper_rows(table) if r['l1'] == l1)
-  return l1, row['acc_train']
+  (row,) = (r for r in tables.paper_rows(table) if r['weight_l1'] == l1)
+  return l1, row['accuracy_train']
 
 
 def fig7(results: Results, path: pathlib.Path) -> pathlib.Path:
@@ -240,14 +240,12 @@ def fig7(results: Results, path: pathlib.Path) -> pathlib.Path:
     best = []
     for name, hue in zip(pair, (canvas.DARK, canvas.LIGHT)):
       label = _NAMES[name.removeprefix('fig7_')]
-      for suffix, split, style in (
-        ('', 'training', '-'),
-        ('_val', 'validation', ':'),
+      for split, data, style in (
+        ('train', 'training', '-'),
+        ('val', 'validation', ':'),
       ):
-        curve = 100 * column(results[name], 'accuracy' + suffix)
-        _line(
-          axes, curve, linestyle=style, color=hue, label=f'{label}, {split}'
-        )
+        curve = 100 * column(results[name], f'accuracy_{split}')
+        _line(axes, curve, linestyle=style, color=hue, label=f'{label}, {data}')
         best.append(curve.max())
     l1, accuracy = critical(pair[0])
     axes.axhline(
@@ -302,7 +300,7 @@ def drift(results: Results, path: pathlib.Path) -> pathlib.Path:
     ('drift_smgd', '0.01, falling to 0.001 as in Fig. 3', canvas.DARK),
   ):
     for axes, column_name, unit in (
-      (weight, 'weight_2', 1),
+      (weight, 'weight_l1', 1),
       (nonzeros, 'nonzeros', 1),
       (accuracy, 'accuracy_val', 100),
     ):
@@ -328,11 +326,11 @@ def _weights(results: Sequence[Result]):
   The penalty form error + l1 * complexity has weights (1, l1): in (7), which
   sums to 1, that is l1 / (1 + l1).
   """
-  mean = column(results, 'weight_2')
-  mean = mean / (column(results, 'weight_1') + mean)
-  if 'weight_2_min' not in results[0].epochs:
+  mean = column(results, 'weight_l1')
+  mean = mean / (column(results, 'weight_error') + mean)
+  if 'weight_l1_min' not in results[0].epochs:
     return mean, None, None
   # Of found weights alone, which sum to 1. The fixed ones have no extremes.
-  low = column(results, 'weight_2_min')
-  high = column(results, 'weight_2_max')
+  low = column(results, 'weight_l1_min')
+  high = column(results, 'weight_l1_max')
   return mean, low, high

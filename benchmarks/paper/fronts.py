@@ -24,9 +24,9 @@ def fig4(results: Results, path: pathlib.Path) -> pathlib.Path:
   picture = canvas.Picture(
     2, f'Fig. 4, batchwise pruning. {tables.describe(ours)}'
   )
-  scale = canvas.scale_of(row['l1'] for row in rows + paper)
+  scale = canvas.scale_of(row['weight_l1'] for row in rows + paper)
   left, right = picture.axes
-  for axes, x, y in ((left, 'ce_test', 'l1_norm'), (right, 'acc', 'nonzeros')):
+  for axes, x, y in ((left, 'ce_test', 'l1'), (right, 'acc', 'nonzeros')):
     _dots(axes, paper, x, y, scale, is_filled=False)
     _dots(axes, rows, x, y, scale, is_filled=True)
     _ring(axes, [row for row in rows if row['knee']], x, y, 'black')
@@ -46,11 +46,11 @@ def fig4(results: Results, path: pathlib.Path) -> pathlib.Path:
 
 
 def _value(row: Mapping[str, Any], name: str) -> float:
-  return 100 * row['acc_test'] if name == 'acc' else row[name]
+  return 100 * row['accuracy_test'] if name == 'acc' else row[name]
 
 
 def _dots(axes: Axes, rows, x, y, scale, *, is_filled) -> None:
-  hues: Any = [canvas.color(scale, row['l1']) for row in rows]
+  hues: Any = [canvas.color(scale, row['weight_l1']) for row in rows]
   axes.scatter(
     [_value(row, x) for row in rows],
     [_value(row, y) for row in rows],
@@ -76,7 +76,7 @@ def _ring(axes: Axes, rows, x, y, color) -> None:
 
 def _knee(rows):
   """The knee by the trainer's rule, on (training error, log nonzeros)."""
-  points = [(1 - row['acc_train'], row['nonzeros']) for row in rows]
+  points = [(1 - row['accuracy_train'], row['nonzeros']) for row in rows]
   index = mopt.knee(points, method='chord', scale='log')
   return [] if index is None else [rows[index]]
 
@@ -127,7 +127,7 @@ def strategies(results: Results, path: pathlib.Path) -> pathlib.Path:
     if name == 'table2c_tuned':  # The paper has no such run.
       continue
     paper = tables.alive(tables.paper_rows(name))
-    paper = [row for row in paper if not np.isnan(row['acc_test'])]
+    paper = [row for row in paper if not np.isnan(row['accuracy_test'])]
     if paper:
       _front(axes, paper, f'{label}, paper', hue, marker, is_filled=False)
     else:
@@ -175,7 +175,7 @@ def front(results: Results, path: pathlib.Path) -> pathlib.Path:
 
 def _front(axes: Axes, rows, label, hue, marker, *, is_filled) -> None:
   """All points, and a line through those that none of them dominates."""
-  points = sorted((row['nonzeros'], 100 * row['acc_test']) for row in rows)
+  points = sorted((row['nonzeros'], 100 * row['accuracy_test']) for row in rows)
   keep = mopt.nondominated([(x, -y) for x, y in points])
   style = dict(
     color=hue,

@@ -21,7 +21,7 @@ from mopt.training.workdir import locked
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Fig. 5(c) is all that is made of histograms.
-_HISTOGRAMS = {'l1': 5e-5, 'layer': 'layer3'}
+_HISTOGRAMS = {'weight_l1': 5e-5, 'layer': 'layer3'}
 
 
 class Failed(Exception):
@@ -147,8 +147,9 @@ def gather(workdir: pathlib.Path, piece: Piece, quick: bool) -> dict[str, Any]:
 
 
 def _read_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+  # The networks are not kept.
   return [
-    {name: _finite(value) for name, value in row.items()}
+    {name: _finite(value) for name, value in row.items() if name != 'file'}
     for row in read_csv(folder / 'results.csv')
   ]
 
@@ -241,7 +242,8 @@ def _exact(name: str, value: Any) -> Any:
   0.98899996, which must not fall short of 0.989.
   """
   if value is None:
-    return None if name == 'l1' else math.nan
+    # A weight that was found.
+    return None if name.startswith('weight_') else math.nan
   return _short(value)
 
 

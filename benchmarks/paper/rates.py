@@ -24,6 +24,6 @@ def markdown(results: Mapping[str, Sequence[Result]]) -> str:
       (row,) = result.rows
       lines.append(
         f'| {start:g} | {end:g} | {row["nonzeros"]:,} | '
-        f'{100 * row["acc_val"]:.2f} |'
+        f'{100 * row["accuracy_val"]:.2f} |'
       )
   return '\n'.join([*lines, '', '`python -m benchmarks.paper rates`']) + '\n'

@@ -52,13 +52,13 @@ def fig9(results: Results, path: pathlib.Path) -> pathlib.Path:
   )
   everything = [r for name, *_ in _SEARCHES for r in results[name]]
   rows = [row for r in everything for row in tables.alive(r.rows)]
-  scale = canvas.scale_of(row['l1'] for row in rows)
+  scale = canvas.scale_of(row['weight_l1'] for row in rows)
   *panels, right = picture.axes
   for letter, axes, (name, label, *_) in zip('abcd', panels, _SEARCHES):
     _panel(axes, results[name][0], scale)
     axes.set_title(f'({letter}) {label}', fontsize='medium')
     axes.set_xlim(0, 1.05 * max(row['ce_val'] for row in rows))
-    axes.set_ylim(*_span([row['l1_norm'] for row in rows]))
+    axes.set_ylim(*_span([row['l1'] for row in rows]))
   panels[0].set_ylabel('l1 norm of the dense kernels')
   picture.color_bar(scale, panels)
   for name, label, marker, line in _SEARCHES:
@@ -77,8 +77,8 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 def _panel(axes, result: Result, scale) -> None:
   """The axes of the paper; networks that something dominates are hollow."""
   rows = tables.alive(result.rows)
-  hues: Any = [canvas.color(scale, row['l1']) for row in rows]
-  points = [(row['ce_val'], row['l1_norm']) for row in rows]
+  hues: Any = [canvas.color(scale, row['weight_l1']) for row in rows]
+  points = [(row['ce_val'], row['l1']) for row in rows]
   keep = mopt.nondominated(points)
   axes.scatter(
     *zip(*points),
@@ -88,7 +88,7 @@ def _panel(axes, result: Result, scale) -> None:
     linewidths=1.3,
     zorder=2,
   )
-  knee = [(r['ce_val'], r['l1_norm']) for r in rows if r['knee']]
+  knee = [(r['ce_val'], r['l1']) for r in rows if r['knee']]
   if knee:
     axes.scatter(
       *zip(*knee), s=170, facecolors='none', edgecolors='black', zorder=3
@@ -187,12 +187,12 @@ def _cells(label: str, result: Result) -> list[str]:
   (full,) = result.knee
   return [
     *cells,
-    f'{row["l1"]:.3g}',
+    f'{row["weight_l1"]:.3g}',
     f'{row["nonzeros"]:,}',
-    percent(row['acc_val']),
+    percent(row['accuracy_val']),
     f'{full["nonzeros"]:,}',
-    percent(full['acc_val']),
-    percent(full['acc_test']),
+    percent(full['accuracy_val']),
+    percent(full['accuracy_test']),
   ]
 
 

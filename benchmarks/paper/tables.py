@@ -15,6 +15,7 @@ from rich.table import Table
 from benchmarks.paper.pieces import Result
 import mopt
 from mopt.training.records import is_collapsed
+from mopt.training.records import layer_columns
 
 TITLES = {
   'table2a': 'Table 2(a): pruning once, after training',
@@ -51,7 +52,7 @@ def paper_rows(name: str) -> list[dict[str, float]]:
     {name: float(cell or 'nan') for name, cell in row.items()}
     for row in csv.DictReader(x for x in lines if not x.startswith('#'))
   ]
-  layers = [name for name in rows[0] if name.startswith('nonzeros_')]
+  layers = layer_columns(rows[0])
   return [row | {'nonzeros': sum(row[x] for x in layers)} for row in rows]
 
 
@@ -62,11 +63,11 @@ def alive(rows: Sequence[Row]) -> list[Row]:
 
 def pairs(results: Sequence[Result], name: str) -> list[Pair]:
   """All rows that we have trained, by l1."""
-  paper = {row['l1']: row for row in paper_rows(name)}
+  paper = {row['weight_l1']: row for row in paper_rows(name)}
   groups: dict[float, list[Row]] = {}
   for result in results:
     for row in result.rows:
-      groups.setdefault(row['l1'], []).append(row)
+      groups.setdefault(row['weight_l1'], []).append(row)
   return [_pair(l1, groups[l1], paper.get(l1)) for l1 in sorted(groups)]
 
 
@@ -92,7 +93,7 @@ def _worse(ours, paper) -> tuple[str, ...]:
   if paper is None or is_collapsed(paper):
     return ()
   worse = []
-  if ours['acc_test'] < paper['acc_test']:
+  if ours['accuracy_test'] < paper['accuracy_test']:
     worse.append('accuracy')
   if ours['nonzeros'] > paper['nonzeros']:
     worse.append('nonzeros')
@@ -107,11 +108,11 @@ def dominated(rows: Sequence[Pair], name: str) -> list[tuple[float, float]]:
   found = []
   paper = alive(paper_rows(name))
   for pair in rows:
-    mine = pair.ours['acc_test'], -pair.ours['nonzeros']
+    mine = pair.ours['accuracy_test'], -pair.ours['nonzeros']
     for row in paper:
-      other = row['acc_test'], -row['nonzeros']
+      other = row['accuracy_test'], -row['nonzeros']
       if other != mine and all(b >= a for a, b in zip(mine, other)):
-        found.append((pair.l1, row['l1']))
+        found.append((pair.l1, row['weight_l1']))
         break
   return found
 
@@ -125,16 +126,16 @@ _Format = tuple[str, str, Any, Any]
 _COUNT = (lambda v: f'{v:,.0f}',) * 2
 _ACCURACY = (lambda v: _percent(v, 2), lambda v: _percent(v, 1))
 _AFTER = (
-  ('acc_test', 'test acc. %', *_ACCURACY),
-  ('acc_train', 'train acc. %', *_ACCURACY),
+  ('accuracy_test', 'test acc. %', *_ACCURACY),
+  ('accuracy_train', 'train acc. %', *_ACCURACY),
   ('ce_test', 'test CE', *(lambda v: f'{v:.3f}',) * 2),
-  ('l1_norm', 'l1 norm', *(lambda v: f'{v:,.1f}',) * 2),
+  ('l1', 'l1 norm', *(lambda v: f'{v:,.1f}',) * 2),
 )
 
 
 def _formats(row: Mapping[str, float]) -> list[_Format]:
   """The columns of a table, for the layers that the network has."""
-  layers = [name for name in row if name.startswith('nonzeros_')]
+  layers = layer_columns(row)
   if len(layers) == 1:  # The sum is the same.
     layers = []
   return [
@@ -211,14 +212,14 @@ def hypervolume(rows: Sequence[Row]) -> float:
   both, add nothing.
   """
   points = [
-    (1 - row['acc_test'], math.log(row['nonzeros'])) for row in alive(rows)
+    (1 - row['accuracy_test'], math.log(row['nonzeros'])) for row in alive(rows)
   ]
   return mopt.hypervolume(points, (REFERENCE[0], math.log(REFERENCE[1])))
 
 
 def fewest(rows: Sequence[Row], accuracy: float) -> float:
   """Nonzeros of the smallest network with such a test accuracy, or NaN."""
-  good = [row['nonzeros'] for row in rows if row['acc_test'] >= accuracy]
+  good = [row['nonzeros'] for row in rows if row['accuracy_test'] >= accuracy]
   return min(good, default=math.nan)
 
 
@@ -227,13 +228,15 @@ def summary(results: Sequence[Result], name: str) -> list[str]:
   rows, paper = pairs(results, name), paper_rows(name)
   lost = [f'{a:g} (by {b:g})' for a, b in dominated(rows, name)]
   trained = {pair.l1 for pair in rows}
-  left = [f'{row["l1"]:g}' for row in paper if row['l1'] not in trained]
+  left = [
+    f'{row["weight_l1"]:g}' for row in paper if row['weight_l1'] not in trained
+  ]
   lines = [
     'Rows of ours that one of the paper dominates in (test accuracy, '
     f'nonzeros), by l1: {", ".join(lost) or "none"}. The paper rounds '
     'accuracies to 0.1 %, ours are compared unrounded.'
   ]
-  if all(math.isnan(row['acc_test']) for row in paper):
+  if all(math.isnan(row['accuracy_test']) for row in paper):
     lines = ["The paper's test accuracies could not be read: no dominance."]
   if left:
     lines.append(f'In the paper, not trained here: {", ".join(left)}.')

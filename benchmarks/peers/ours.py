@@ -53,8 +53,7 @@ class Trainer:
     return time.perf_counter() - start
 
   def objectives(self) -> list[float]:
-    first = float(self._metrics.objective_1[0])
-    second = float(self._metrics.objective_2[0])
+    first, second = self._metrics.values[0].tolist()
     is_sum = not self._task.is_mgda
     return [first + self._task.l1 * second] if is_sum else [first, second]
 

@@ -85,14 +85,16 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
     new = _train_level(
       job._replace(workdir=workdir / name), tuple(weights), split
     )
-    new = [{'level': level} | row for row in new]
+    new = [
+      {'level': level} | row | {'file': f'{name}/{row["file"]}'} for row in new
+    ]
     state = _tell(config, strategy, state, new, split)
     rows += new
     records.mark_front(rows, split)
     files.write_csv(workdir / 'results.csv', rows)
     _draw(config, workdir, rows, split)
   console.print(table(rows, split))
-  knee = next((row['l1'] for row in rows if row['knee']), None)
+  knee = next((row['weight_l1'] for row in rows if row['knee']), None)
   found = []
   if knee is None:
     console.print('No knee: fewer than three points, or none below their line.')
@@ -170,7 +172,7 @@ def _replay(
 
 
 def _tell(config, strategy, state, rows, split) -> strategies.SearchState:
-  weights = [row['l1'] for row in rows]
+  weights = [row['weight_l1'] for row in rows]
   objectives = [_objectives(config, row, split) for row in rows]
   return strategy.tell(state, weights, objectives)
 
@@ -183,7 +185,7 @@ def _objectives(config: Config, row, split: str) -> tuple[float, float]:
   go by what front and knee are judged by, where it is a failure.
   """
   if config.search in ('dichotomic', 'stochastic_dichotomic'):
-    return row[f'ce_{split}'], row['l1_norm']
+    return row[f'ce_{split}'], row['l1']
   return _judged(row, split)
 
 
@@ -191,7 +193,7 @@ def _judged(row, split: str) -> tuple[float, float]:
   """(error, ln nonzeros) of a network, infinite if it has collapsed."""
   if records.is_collapsed(row):
     return math.inf, math.inf
-  return 1 - row[f'acc_{split}'], math.log(row['nonzeros'])
+  return 1 - row[f'accuracy_{split}'], math.log(row['nonzeros'])
 
 
 def _train_level(

@@ -36,6 +36,7 @@ from mopt.training.layout import split_members
 from mopt.training.population import file_names
 from mopt.training.population import make_population
 from mopt.training.population import Member
+from mopt.training.population import OBJECTIVES
 
 
 class Interrupted(Exception):
@@ -50,8 +51,8 @@ def train_members(
   Where there are checkpoints it goes on after the last of them.
 
   Returns:
-    The columns of results.csv but for the front's, of the pruned networks; NaN
-    for scores on other than `splits`.
+    The columns of results.csv but for the front's, of the pruned networks, with
+    `file` relative to `workdir`; NaN for scores on other than `splits`.
 
   Raises:
     Interrupted: after an epoch, if `job.should_stop()`.
@@ -75,6 +76,7 @@ def train_members(
   }
   labels = np.asarray(data.train.labels)
   rows = records.result_rows(
+    OBJECTIVES,
     members,
     scores,
     program.complexity(state),
@@ -83,7 +85,9 @@ def train_members(
   )
   variables = program.layout.collect(state.variables)
   _save_members(job, members, variables)
-  return rows
+  names = file_names(members, config.optimizer)
+  paths = [f'members/{name}.npz' for name in names]
+  return [row | {'file': path} for row, path in zip(rows, paths)]
 
 
 def _devices(layout: Layout) -> str:
@@ -107,7 +111,7 @@ def _train(
     params = layout.collect(state.params)
     files.append_jsonl(
       workdir / 'histograms.jsonl',
-      records.histogram_records(members, head, params),
+      records.histogram_records(OBJECTIVES, members, head, params),
     )
 
   start, state = _start(job, program)
@@ -136,7 +140,7 @@ def _train(
       }
       files.append_jsonl(
         workdir / 'metrics.jsonl',
-        records.epoch_records(members, head, metrics, val, counts),
+        records.epoch_records(OBJECTIVES, members, head, metrics, val, counts),
       )
       summary = _summary(metrics, val, counts)
       progress.update(task, advance=1, description=summary)
@@ -211,8 +215,8 @@ def _report_failures(
   for index in np.flatnonzero(before != failure.objective).tolist():
     console.print(
       f'{members[index].label}: stopped, '
-      f'{records.describe_failure(failure, index)}; the network before that '
-      'step is kept',
+      f'{records.describe_failure(OBJECTIVES, failure, index)}; the network '
+      'before that step is kept',
       soft_wrap=True,
       highlight=False,
     )

@@ -39,8 +39,8 @@ def plot_front(
   alive = [row for row in rows if not is_collapsed(row)]
   picture = figure.Figure(figsize=(6.4, 4.4), layout='constrained', dpi=150)
   axes = picture.add_subplot()
-  accuracy = lambda row: 100 * row[f'acc_{split}']
-  weights = [row['l1'] for row in alive if row['l1']]
+  accuracy = lambda row: 100 * row[f'accuracy_{split}']
+  weights = [row['weight_l1'] for row in alive if row['weight_l1']]
   norm = None
   if weights:
     low, high = min(weights), max(weights)
@@ -51,9 +51,9 @@ def plot_front(
     )
 
   def color(row):
-    if norm is None or row['l1'] is None:
+    if norm is None or row['weight_l1'] is None:
       return '0.4'
-    return _COLORMAP(norm(row['l1'])) if row['l1'] else '0.6'
+    return _COLORMAP(norm(row['weight_l1'])) if row['weight_l1'] else '0.6'
 
   front = sorted(
     (row for row in alive if row['pareto']), key=lambda row: row['nonzeros']
@@ -132,7 +132,7 @@ def _by_weight(rows) -> list[list[dict[str, Any]]]:
   """Rows of each weight that has more than one."""
   groups: dict[float | None, list[dict[str, Any]]] = {}
   for row in rows:
-    groups.setdefault(row['l1'], []).append(row)
+    groups.setdefault(row['weight_l1'], []).append(row)
   return [group for group in groups.values() if len(group) > 1]
 
 

@@ -9,22 +9,26 @@ from typing import Any, NamedTuple
 
 from mopt.training.config import Config
 
+# The objectives of a run, in their order; files call their columns by them.
+OBJECTIVES = ('error', 'l1')
+
 
 class Member(NamedTuple):
   """One network that is trained."""
 
   seed: int
-  weights: tuple[float, float] | None  # Of the objectives; None: it finds them.
+  weights: tuple[float, ...] | None  # Of the objectives; None: it finds them.
 
   @property
   def l1(self) -> float | None:
     """The weight of the l1 norm."""
     return None if self.weights is None else self.weights[1]
 
-  @property
-  def columns(self) -> dict[str, Any]:
-    """What names it in a table or a log."""
-    return {'l1': self.l1, 'seed': self.seed}
+  def columns(self, names: Sequence[str]) -> dict[str, Any]:
+    """What tells it in a table or a log, with objectives of these names."""
+    weights = self.weights or (None,) * len(names)
+    labels = [f'weight_{name}' for name in names]
+    return {'seed': self.seed, **dict(zip(labels, weights, strict=True))}
 
   @property
   def label(self) -> str:

@@ -5,7 +5,7 @@ split each batch, or have a share of the members each: see
 `mopt.training.layout`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -42,10 +42,12 @@ _AXIS = 'devices'
 
 
 class Complexity(NamedTuple):
-  """Of the dense kernels; leaves `[M]`."""
+  """What networks come to; leaves `[M]`."""
 
-  nonzeros: mopt.NonzeroCount
-  l1_norm: _Array
+  nonzeros: mopt.NonzeroCount  # Of the dense kernels.
+  values: Mapping[str, _Array]  # Of objectives of the parameters, by name.
+  params: _Array  # Entries of every leaf.
+  nonzeros_all: _Array  # Those of them that are not 0.
 
 
 class Program(NamedTuple):
@@ -166,7 +168,9 @@ def make_program(job: Job) -> Program:
   def complexity(params):
     mask = mopt.dense_kernels(params)
     nonzeros = mopt.count_nonzero(params, mask)
-    return Complexity(nonzeros, mopt.l1_norm(params, mask))
+    values = {'l1': mopt.l1_norm(params, mask)}
+    every = mopt.count_nonzero(params)
+    return Complexity(nonzeros, values, jnp.int32(every.size), every.total)
 
   @jax.jit
   def draw(number):
@@ -220,7 +224,7 @@ def make_program(job: Job) -> Program:
 def _over_epoch(
   parts: Sequence[Metrics], sizes: np.ndarray, layout: Layout
 ) -> Metrics:
-  """From the metrics of parts of an epoch to its own, `[M]`.
+  """From the metrics of parts of an epoch to its own, `[M]` and `[M, m]`.
 
   Those of parts are `[D, steps, s, l]`.
   """
@@ -235,9 +239,15 @@ def _over_epoch(
   # Scores are summed over a step, the others are its values.
   examples = sizes.sum()
   of_grid = means._replace(
-    weight_2_min=metrics.weight_2_min.min(axis=0),
-    weight_2_max=metrics.weight_2_max.max(axis=0),
+    weights_min=tuple(x.min(axis=0) for x in metrics.weights_min),
+    weights_max=tuple(x.max(axis=0) for x in metrics.weights_max),
     ce=metrics.ce.sum(axis=0) / examples,
     accuracy=metrics.accuracy.sum(axis=0) / examples,
   )
-  return jax.tree.map(np.ravel, of_grid)
+
+  def flat(x):
+    if isinstance(x, tuple):  # An empty one: the cosines of one objective.
+      return np.reshape(x, (len(x), of_grid.ce.size)).T
+    return x.ravel()
+
+  return Metrics(*map(flat, of_grid))

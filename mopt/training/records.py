@@ -1,6 +1,11 @@
-"""What is logged and tabulated of the members of a run."""
+"""What is logged and tabulated of the members of a run.
+
+An objective has a name; its value is the column `NAME`, its weight
+`weight_NAME`.
+"""
 
 from collections.abc import Mapping, Sequence
+import itertools
 import math
 import os
 from typing import Any
@@ -20,6 +25,7 @@ from mopt.training.step import Metrics
 PyTree = Any
 
 SPLIT_NAMES = {'train': 'training', 'val': 'validation', 'test': 'test'}
+_WEIGHT = 'weight_'  # of an objective, whose name follows
 
 
 def is_collapsed(row: dict[str, Any]) -> bool:
@@ -31,9 +37,21 @@ def is_collapsed(row: dict[str, Any]) -> bool:
   """
   if row.get('status', 'ok') != 'ok':
     return True
-  layers = [n for name, n in row.items() if name.startswith('nonzeros_')]
-  finite = math.isfinite(row['ce_train']) and math.isfinite(row['l1_norm'])
+  layers = [row[name] for name in layer_columns(row)]
+  # The value of the error is the cross entropy.
+  others = [
+    name.removeprefix(_WEIGHT)
+    for name in row
+    if name.startswith(_WEIGHT) and name != 'weight_error'
+  ]
+  finite = all(math.isfinite(row[name]) for name in ('ce_train', *others))
   return not finite or min(layers, default=row['nonzeros']) == 0
+
+
+def layer_columns(row: Mapping[str, Any]) -> list[str]:
+  """The columns of a row that count the weights of one layer."""
+  others = ('nonzeros', 'nonzeros_all')
+  return [k for k in row if k.startswith('nonzeros_') and k not in others]
 
 
 def mark_front(rows: Sequence[dict[str, Any]], split: str) -> None:
@@ -44,7 +62,7 @@ def mark_front(rows: Sequence[dict[str, Any]], split: str) -> None:
     split: whose accuracy selects: `'train'`, `'val'` or `'test'`.
   """
   alive = [row for row in rows if not is_collapsed(row)]
-  points = [(1 - row[f'acc_{split}'], row['nonzeros']) for row in alive]
+  points = [(1 - row[f'accuracy_{split}'], row['nonzeros']) for row in alive]
   knee = mopt.knee(points, method='chord', scale='log')
   keep = mopt.nondominated(points)
   for row in rows:
@@ -81,32 +99,62 @@ def weight_histogram(weights: np.ndarray, bins: int = 100) -> dict[str, Any]:
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
   """The rows of a csv: what was not measured is NaN."""
   return [
-    {k: math.nan if v is None and k != 'l1' else v for k, v in row.items()}
+    {
+      k: math.nan if v is None and not k.startswith(_WEIGHT) else v
+      for k, v in row.items()
+    }
     for row in files.read_csv(path)
   ]
 
 
 def epoch_records(
+  names: Sequence[str],
   members: Sequence[Member],
   head: Mapping[str, Any],
   metrics: Metrics,
   val: Evaluation,
   counts: Complexity,
 ) -> list[dict[str, Any]]:
-  """What is logged of an epoch, a record for each member."""
-  nonzeros, l1_norm = counts
-  columns = metrics._asdict() | {
+  """What is logged of an epoch, a record for each member.
+
+  Args:
+    names: of the objectives, in their order.
+    members: of the population.
+    head: what comes first in each record.
+    metrics: of the epoch.
+    val: the networks after it, on validation data.
+    counts: ditto.
+  """
+  unknown = (math.nan,) * len(names)
+  own = np.array([member.weights or unknown for member in members], float)
+  # Fixed weights as they were given: those of the steps are rounded.
+  exact = lambda found: np.where(np.isnan(own), found, own)
+  pairs = [f'{a}_{b}' for a, b in itertools.combinations(names, 2)]
+  columns: dict[str, Any] = {}
+  for form, labels, values in (
+    ('{}', names, metrics.values),
+    ('grad_norm_{}', names, metrics.grad_norms),
+    ('cosine_{}', pairs, metrics.cosines),
+    ('weight_{}', names, exact(metrics.weights)),
+    ('weight_{}_min', names, exact(metrics.weights_min)),
+    ('weight_{}_max', names, exact(metrics.weights_max)),
+  ):
+    columns |= {form.format(k): v for k, v in zip(labels, values.T)}
+  columns |= {
+    'ce_train': metrics.ce,
+    'accuracy_train': metrics.accuracy,
     'ce_val': val.ce,
     'accuracy_val': val.accuracy,
-    'l1_norm': l1_norm,
-    'nonzeros': nonzeros.total,
   }
-  columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
-  return _by_member(members, head, columns)
+  columns |= _counted(counts)
+  return _by_member(names, members, head, columns)
 
 
 def histogram_records(
-  members: Sequence[Member], head: Mapping[str, Any], params: PyTree
+  names: Sequence[str],
+  members: Sequence[Member],
+  head: Mapping[str, Any],
+  params: PyTree,
 ) -> list[dict[str, Any]]:
   """How the weights of each dense layer are distributed, leaves `[M, ...]`."""
   records = []
@@ -114,66 +162,75 @@ def histogram_records(
     for path, kernel in masked_leaves(mopt.dense_kernels, tree):
       layer = {'layer': _layer_name(path)}
       histogram = weight_histogram(kernel)
-      records.append({**head, **member.columns, **layer, **histogram})
+      columns = member.columns(names)
+      records.append({**head, **columns, **layer, **histogram})
   return records
 
 
 def result_rows(
+  names: Sequence[str],
   members: Sequence[Member],
   scores: Mapping[str, Evaluation],
   counts: Complexity,
   failure: Failure,
   chance: float,
 ) -> list[dict[str, Any]]:
-  """The columns of results.csv but for the front's.
+  """The columns of results.csv but for the front's and the name of a file.
 
   Args:
+    names: of the objectives, in their order.
     members: of the population.
     scores: by the name of the split, on all of `SPLIT_NAMES`.
     counts: of the pruned networks.
     failure: `[M]` each.
     chance: the share of the most frequent class in the training data.
   """
-  nonzeros, l1_norm = counts
-  columns = {f'ce_{split}': score.ce for split, score in scores.items()}
-  columns |= {'l1_norm': l1_norm, 'nonzeros': nonzeros.total}
-  columns |= {_layer(k): v for k, v in nonzeros.per_leaf.items()}
-  columns |= {f'acc_{split}': score.accuracy for split, score in scores.items()}
-  rows = _by_member(members, {}, columns)
+  columns: dict[str, Any] = {f'ce_{k}': x.ce for k, x in scores.items()}
+  columns |= {**counts.values, **_counted(counts)}
+  columns |= {'params': counts.params, 'nonzeros_all': counts.nonzeros_all}
+  columns |= {f'accuracy_{k}': x.accuracy for k, x in scores.items()}
+  rows = _by_member(names, members, {}, columns)
   for index, row in enumerate(rows):
     if failure.objective[index]:
-      row['status'] = describe_failure(failure, index)
-    elif is_collapsed(row) or row['acc_train'] <= chance + 1e-6:
+      row['status'] = describe_failure(names, failure, index)
+    elif is_collapsed(row) or row['accuracy_train'] <= chance + 1e-6:
       row['status'] = 'collapsed'
     else:
       row['status'] = 'ok'
   return rows
 
 
-def describe_failure(failure: Failure, index: int) -> str:
+def describe_failure(names: Sequence[str], failure: Failure, index: int) -> str:
   """Where a member has met a value that is not finite."""
   objective, epoch, step = (int(x[index]) for x in failure)
-  name = ('error', 'complexity')[objective - 1]
   return (
-    f'objective {objective} ({name}) or its gradient is not finite in epoch '
-    f'{epoch + 1} step {step + 1}'
+    f"objective '{names[objective - 1]}' or its gradient is not finite in "
+    f'epoch {epoch + 1} step {step + 1}'
   )
 
 
+def _counted(counts: Complexity) -> dict[str, Any]:
+  """Columns of nonzeros, in all and of each layer."""
+  total, per_leaf, *_ = counts.nonzeros
+  layers = {f'nonzeros_{_layer_name(k)}': v for k, v in per_leaf.items()}
+  return {'nonzeros': total, **layers}
+
+
 def _by_member(
-  members: Sequence[Member], head: Mapping[str, Any], columns: Mapping[str, Any]
+  names: Sequence[str],
+  members: Sequence[Member],
+  head: Mapping[str, Any],
+  columns: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
   """From columns `[M]` to a record for each member."""
   lists = {name: np.asarray(x).tolist() for name, x in columns.items()}
   return [
-    {**head, **member.columns, **{k: x[index] for k, x in lists.items()}}
+    {**head, **member.columns(names), **{k: x[index] for k, x in lists.items()}}
     for index, member in enumerate(members)
   ]
 
 
 def _layer_name(path: str) -> str:
-  return path.removesuffix('/kernel').replace('/', '_')
-
-
-def _layer(path: str) -> str:
-  return f'nonzeros_{_layer_name(path)}'
+  name = path.removesuffix('/kernel').replace('/', '_')
+  # The column nonzeros_all is taken.
+  return path.replace('/', '_') if name == 'all' else name

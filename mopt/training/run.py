@@ -24,6 +24,7 @@ from mopt.training.data import Dataset
 from mopt.training.data import fingerprint
 from mopt.training.job import Job
 from mopt.training.loop import train_members
+from mopt.training.workdir import check_columns
 
 
 def run(job: Job) -> list[dict[str, Any]]:
@@ -44,7 +45,8 @@ def run(job: Job) -> list[dict[str, Any]]:
 
   Raises:
     ValueError: if batch, data and model do not fit, before anything is
-      written; `Damaged`, if all checkpoints in the folder are.
+      written, or if columns of what is there have other names; `Damaged`, if
+      all checkpoints in the folder are.
     Interrupted: if `job.should_stop()`. What was trained is in `checkpoints`,
       and the same call goes on from there, with the same end.
     OSError: if something cannot be written; results that are there stay.
@@ -54,6 +56,7 @@ def run(job: Job) -> list[dict[str, Any]]:
   workdir = pathlib.Path(job.workdir)
   program_lib.check_fit(config, job.model, data)
   if (workdir / 'results.csv').exists():
+    check_columns(workdir)
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return records.read_rows(workdir / 'results.csv')
   about = dataclasses.asdict(config) | {'environment': environment(data)}
@@ -128,7 +131,15 @@ def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
     box=box.SIMPLE_HEAD,
     caption=f'front and knee: ({name} error, log nonzeros)',
   )
-  for column in ('l1', 'seed', 'l1 norm', 'nonzeros', 'train', 'val', 'test'):
+  for column in (
+    'l1 weight',
+    'seed',
+    'l1 norm',
+    'nonzeros',
+    'train',
+    'val',
+    'test',
+  ):
     page.add_column(column, justify='right')
   page.add_column('')
   for row in rows:
@@ -137,12 +148,13 @@ def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
       'front' if row['pareto'] and not row['knee'] else '',
       'knee' if row['knee'] else '',
     ]
+    weight = row['weight_l1']
     page.add_row(
-      'found' if row['l1'] is None else f'{row["l1"]:.4g}',
+      'found' if weight is None else f'{weight:.4g}',
       str(row['seed']),
-      f'{row["l1_norm"]:.1f}',
+      f'{row["l1"]:.1f}',
       f'{row["nonzeros"]:,}',
-      *(_percent(row[f'acc_{s}']) for s in ('train', 'val', 'test')),
+      *(_percent(row[f'accuracy_{s}']) for s in ('train', 'val', 'test')),
       ', '.join(filter(None, notes)),
       style='bold' if row['knee'] else '',
     )

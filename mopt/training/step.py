@@ -31,7 +31,7 @@ _Array = jax.Array | np.ndarray
 class Failure(NamedTuple):
   """Where a member met a value or a gradient that is not finite."""
 
-  objective: _Array  # 0: nowhere yet, 1: the error, 2: the complexity.
+  objective: _Array  # 0: nowhere yet, else its number, from 1.
   epoch: _Array  # From 0.
   step: _Array  # In its epoch, from 0.
 
@@ -51,19 +51,22 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-  """Means over the steps of an epoch, `[M]` each."""
+  """Means over the steps of an epoch, of m objectives in their order.
 
-  objective_1: _Array  # Cross entropy and the l2 of convolution kernels.
-  objective_2: _Array  # The l1 norm of dense kernels.
-  grad_norm_1: _Array
-  grad_norm_2: _Array
-  cosine: _Array  # Of the angle between both gradients; 0 if one is 0.
-  weight_1: _Array
-  weight_2: _Array
-  weight_2_min: _Array  # Over the steps.
-  weight_2_max: _Array
-  ce: _Array  # Over the examples, as they were seen.
-  accuracy: _Array
+  Of steps there is a tuple in place of each axis m: where the program stacks
+  them, the compiler rounds some of them otherwise.
+  """
+
+  values: PyTree  # [M, m]
+  grad_norms: PyTree  # [M, m]
+  # [M, m (m - 1) / 2], of the angles between two gradients; 0 if one is 0. The
+  # pairs are in the order of `itertools.combinations`.
+  cosines: PyTree
+  weights: PyTree  # [M, m]
+  weights_min: PyTree  # [M, m], over the steps.
+  weights_max: PyTree  # [M, m]
+  ce: _Array  # [M], over the examples, as they were seen.
+  accuracy: _Array  # [M], ditto.
 
 
 def train_steps(
@@ -166,24 +169,25 @@ def _step(
   # The compiler merges this Gramian with the optimizer's own.
   gramian = mopt.gramian(grads)
   norms = jnp.sqrt(jnp.diagonal(gramian))
-  product = norms[0] * norms[1]
+  first, second = np.triu_indices(len(norms), 1)
+  products = norms[first] * norms[second]
+  cosines = jnp.where(
+    products == 0,
+    0,
+    gramian[first, second] / jnp.where(products == 0, 1, products),
+  )
   weights = optax.tree.get(opt_state, 'AggregateState').weights
   failure = _failure(state.failure, values, norms, at)
   new = State(params, model_state, opt_state, failure)
   is_fine = failure.objective == 0
   kept = jax.tree.map(lambda n, o: jnp.where(is_fine, n, o), new, state)
   return kept._replace(failure=failure), Metrics(
-    objective_1=values[0],
-    objective_2=values[1],
-    grad_norm_1=norms[0],
-    grad_norm_2=norms[1],
-    cosine=jnp.where(
-      product == 0, 0, gramian[0, 1] / jnp.where(product == 0, 1, product)
-    ),
-    weight_1=weights[0],
-    weight_2=weights[1],
-    weight_2_min=weights[1],
-    weight_2_max=weights[1],
+    values=tuple(values),
+    grad_norms=tuple(norms),
+    cosines=tuple(cosines),
+    weights=tuple(weights),
+    weights_min=tuple(weights),
+    weights_max=tuple(weights),
     ce=ce,
     accuracy=correct,
   )
@@ -196,8 +200,8 @@ def _failure(
   at: tuple[jax.Array, jax.Array],
 ) -> Failure:
   """The first failure of a member: that of now, unless there was one."""
-  good = jnp.isfinite(values) & jnp.isfinite(norms)  # [2]
-  now = jnp.where(good[0], jnp.where(good[1], 0, 2), 1).astype(jnp.int32)
+  bad = ~(jnp.isfinite(values) & jnp.isfinite(norms))  # [m]
+  now = jnp.where(bad.any(), jnp.argmax(bad) + 1, 0).astype(jnp.int32)
   new = Failure(now, *at)
   keep = (before.objective != 0) | (now == 0)
   return jax.tree.map(lambda n, o: jnp.where(keep, o, n), new, before)

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import sys
 import tempfile
 from typing import Any
@@ -168,7 +169,30 @@ def check_settings(
       f'dataset={config.dataset}: expected the data of {path}, with the '
       f'fingerprint {data_before}, got {data}; or another workdir.'
     )
+  check_columns(workdir)
   return lines
+
+
+def check_columns(workdir: str | os.PathLike) -> None:
+  """Raises if a table or a log was written when columns had other names.
+
+  Raises:
+    ValueError: names the file; half a log would be of the old names.
+  """
+  for name in ('results.csv', 'metrics.jsonl'):
+    path = pathlib.Path(workdir) / name
+    if not path.exists():
+      continue
+    with path.open(encoding='utf-8', errors='replace') as file:
+      head = file.readline()
+    # Where they were acc_train and accuracy; a line may be cut off.
+    is_old = re.search(r'\bacc_train\b|"accuracy": ', head)
+    if is_old and head.endswith('\n'):
+      raise ValueError(
+        f'{path}: expected columns as this version of mopt names them, such as '
+        'accuracy_train; go on with the version that wrote it, or in another '
+        'workdir.'
+      )
 
 
 def _as_json(value):
