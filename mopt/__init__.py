@@ -1,7 +1,7 @@
 """Multiobjective optimization for JAX, as Optax gradient transformations."""
 
-from mopt.aggregate import aggregate
-from mopt.aggregate import AggregateState
+from mopt.aggregation import aggregate
+from mopt.aggregation import AggregateState
 from mopt.alias import madam
 from mopt.alias import mrmsprop
 from mopt.alias import smgd
@@ -22,9 +22,9 @@ from mopt.pareto import hypervolume
 from mopt.pareto import knee
 from mopt.pareto import knee_bootstrap
 from mopt.pareto import nondominated
-from mopt.prune import prune
-from mopt.prune import prune_by_magnitude
-from mopt.prune import PruneState
+from mopt.pruning import prune
+from mopt.pruning import prune_by_magnitude
+from mopt.pruning import PruneState
 from mopt.scalarizations import chebyshev
 from mopt.scalarizations import epsilon_constraint
 from mopt.schedules import by_epoch

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import inspect
 import pathlib
 import subprocess
@@ -67,11 +68,11 @@ def roots(name):
 
 
 def test_the_walk_finds_the_house():
-  assert {'mopt', 'mopt.aggregate', 'mopt.prune'} <= set(CORE_MODULES)
+  assert {'mopt', 'mopt.aggregation', 'mopt.pruning'} <= set(CORE_MODULES)
   assert {'mopt.training', 'mopt.training.program'} <= set(TRAINING_MODULES)
   assert {'models', 'models.lenet'} <= set(MODEL_MODULES)
-  assert 'mopt.min_norm' in imports('mopt.aggregate')
-  assert 'optax' in roots('mopt.aggregate')
+  assert 'mopt.min_norm' in imports('mopt.aggregation')
+  assert 'optax' in roots('mopt.aggregation')
 
 
 @pytest.mark.parametrize('name', CORE_MODULES)
@@ -144,6 +145,13 @@ print(*sorted({m.split('.')[0] for m in sys.modules}))
   # Optax loads this one; nothing of ours may.
   assert 'absl' not in new
   assert new - sys.stdlib_module_names <= CORE | {'mopt'}
+
+
+@pytest.mark.parametrize('name', [n for n in FILES if '.' in n])
+def test_no_name_of_a_package_hides_a_module_of_it(name):
+  package, _, last = name.rpartition('.')
+  module = importlib.import_module(name)
+  assert getattr(importlib.import_module(package), last) is module
 
 
 def test_type_checkers_are_told_of_types():

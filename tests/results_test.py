@@ -1,7 +1,6 @@
 """Files of a run: networks that load without pickle, tables, the front."""
 
 import csv
-import importlib
 import io
 import json
 import os
@@ -29,6 +28,7 @@ from mopt.training import load
 from mopt.training import Network
 from mopt.training import network
 from mopt.training import records
+from mopt.training import single_run
 from mopt.training.data import Split
 from mopt.training.evaluation import Evaluation
 from mopt.training.layout import make_layout
@@ -470,14 +470,13 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
 
 @pytest.mark.skipif(shutil.which('git') is None, reason='needs git')
 def test_the_commit_of_a_checkout_is_known(tmp_path, monkeypatch):
-  run_lib = importlib.import_module('mopt.training.run')
   for name in [name for name in os.environ if name.startswith('GIT_')]:
     monkeypatch.delenv(name)
   # Settings of the user, such as hooks or signatures, are none of ours.
   monkeypatch.setenv('GIT_CONFIG_GLOBAL', os.devnull)
   monkeypatch.setenv('GIT_CONFIG_SYSTEM', os.devnull)
-  monkeypatch.setattr(run_lib, '__file__', str(tmp_path / 'run.py'))
-  assert run_lib._commit() is None
+  monkeypatch.setattr(single_run, '__file__', str(tmp_path / 'code.py'))
+  assert single_run._commit() is None
 
   def git(*args):
     who = ['-c', 'user.name=a', '-c', 'user.email=b']
@@ -486,23 +485,23 @@ def test_the_commit_of_a_checkout_is_known(tmp_path, monkeypatch):
     return done.stdout.strip()
 
   git('init')
-  (tmp_path / 'run.py').write_text('x = 1')
-  git('add', 'run.py')
+  (tmp_path / 'code.py').write_text('x = 1')
+  git('add', 'code.py')
   git('commit', '--message=first')
   head = git('rev-parse', 'HEAD')
   assert len(head) == 40
-  assert run_lib._commit() == head
+  assert single_run._commit() == head
   # What is not tracked is not part of it, such as runs/.
   (tmp_path / 'new.txt').write_text('text')
-  assert run_lib._commit() == head
-  (tmp_path / 'run.py').write_text('x = 2')
-  assert run_lib._commit() == head + '+'
+  assert single_run._commit() == head
+  (tmp_path / 'code.py').write_text('x = 2')
+  assert single_run._commit() == head + '+'
 
   def no_git(*args, **kwargs):
     raise FileNotFoundError('git')
 
   monkeypatch.setattr(subprocess, 'run', no_git)
-  assert run_lib._commit() is None
+  assert single_run._commit() is None
 
 
 def test_networks_are_small_on_disk(tmp_path):

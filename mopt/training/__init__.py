@@ -10,7 +10,7 @@ from mopt.training.knee_search import search
 from mopt.training.network import load
 from mopt.training.network import Network
 from mopt.training.program import check_fit
-from mopt.training.run import run
+from mopt.training.single_run import run
 
 __all__ = (
   'check_fit',

@@ -27,10 +27,10 @@ from mopt.training.data import Dataset
 from mopt.training.loop import train_members
 from mopt.training.program import check_fit
 from mopt.training.resume import check_settings
-from mopt.training.run import environment
-from mopt.training.run import run
-from mopt.training.run import selection_split
-from mopt.training.run import table
+from mopt.training.single_run import environment
+from mopt.training.single_run import run
+from mopt.training.single_run import selection_split
+from mopt.training.single_run import table
 
 
 def search(
