@@ -14,8 +14,8 @@ import pytest
 
 from mopt import training
 from mopt.training import Config
-from mopt.training import data as data_lib
 from mopt.training import load_dataset
+from mopt.training import normalise
 from mopt.training import own_data
 
 _PAGE = (pathlib.Path(__file__).parents[1] / 'docs' / 'data.md').read_text()
@@ -121,7 +121,7 @@ def test_features_are_standardised_each_by_itself(here, table):
   data = load_dataset('table.npz', val_size=0)
   assert data.train.images.shape == (12, 4)
   assert data.train.images.dtype == data.test.images.dtype == np.float32
-  scaled = data_lib.normalise(data.train.images, data.mean, data.std)
+  scaled = normalise(data.train.images, data.mean, data.std)
   np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=2e-3)
   np.testing.assert_allclose(scaled.std(axis=0), [1, 1, 1, 0], atol=2e-3)
   x = table['x_train']

@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import os
+import pathlib
 import shutil
 import subprocess
+import sys
 import zipfile
 
 import chex
+from flax.core import FrozenDict
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,6 +24,7 @@ import rich.console
 
 import models
 from mopt import NonzeroCount
+from mopt.masks import path_name
 from mopt.training import Config
 from mopt.training import Dataset
 from mopt.training import files
@@ -100,6 +104,60 @@ def test_preprocess_scales_and_checks_the_shape():
   np.testing.assert_allclose(_network().preprocess(images), 0.2, rtol=1e-6)
   with pytest.raises(ValueError, match=r'\[batch, 28, 28, 1\], got .*\(2, 32'):
     _network().preprocess(np.zeros((2, 32, 32, 3), np.uint8))
+
+
+def test_numpy_alone_reads_a_network_and_prepares_pictures(tmp_path):
+  script = """
+import sys
+for name in ('jax', 'jaxlib', 'flax', 'optax'):
+  sys.modules[name] = None
+import numpy as np
+from mopt import training
+from mopt.training import network
+
+net = training.load('net.npz')
+network.save('again.npz', net)
+inputs = net.preprocess(np.load('images.npy'))
+assert type(inputs) is np.ndarray
+np.save('inputs.npy', inputs)
+np.save('thirds.npy', training.normalise(np.uint8([6]), mean=5.0, std=3.0))
+"""
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (7, 32, 32, 3), np.uint8)
+  np.save(tmp_path / 'images.npy', images)
+  network.save(tmp_path / 'net.npz', _normed())
+  result = subprocess.run(
+    [sys.executable, '-c', script],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert not result.returncode, result.stderr
+  bytes_of = lambda name: (tmp_path / f'{name}.npz').read_bytes()
+  assert bytes_of('again') == bytes_of('net')
+  inputs = np.load(tmp_path / 'inputs.npy')
+  assert inputs.dtype == np.float32
+  np.testing.assert_array_equal(inputs, _normed().preprocess(images))
+  # As JAX computes it.
+  compiled = jax.jit(lambda x: (x.astype(jnp.float32) - 120.7) * (1 / 64.2))
+  np.testing.assert_array_equal(inputs, compiled(images))
+  third = np.load(tmp_path / 'thirds.npy')
+  np.testing.assert_array_equal(third, np.float32([1 / 3]))
+
+
+def test_entries_are_named_and_sorted_as_jax_does(tmp_path):
+  layers = {2: np.ones(1), 10: np.ones(2), 1: np.ones(3)}
+  deep = FrozenDict({'b': layers, 'a': {'x/y': np.ones(4)}, 'none': {}})
+  net = _network()._replace(variables={'state': {}, 'params': deep})
+  network.save(tmp_path / 'net.npz', net)
+  leaves = jax.tree_util.tree_leaves_with_path(net.variables)
+  with np.load(tmp_path / 'net.npz') as file:
+    assert file.files == ['about', *(path_name(path) for path, _ in leaves)]
+  found = load(tmp_path / 'net.npz').params
+  assert found['b'].keys() == layers.keys()
+  assert found['a']['x/y'].shape == (4,)
 
 
 class _Evil:

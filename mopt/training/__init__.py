@@ -1,15 +1,19 @@
-"""What train.py is made of. Needs the extra `[train]`."""
+"""What train.py is made of. Needs the extra `[train]`.
+
+But for `load`, what it returns, and `normalise`: they need NumPy alone.
+"""
 
 from mopt import lazy
 
 # By module. Type checkers read __init__.pyi, where a test finds the same.
 _NAMES = {
   'config': ('Config',),
-  'data': ('Dataset', 'load_dataset', 'normalise'),
+  'data': ('Dataset', 'load_dataset'),
   'files': ('UNFINISHED',),
   'knee_search': ('check_resumable', 'search'),
   'network': ('load', 'Network'),
   'program': ('check_fit',),
+  'scaling': ('normalise',),
   'single_run': ('run',),
 }
 

@@ -21,6 +21,7 @@ from mopt.training import processes as processes
 from mopt.training import program as program
 from mopt.training import records as records
 from mopt.training import resume as resume
+from mopt.training import scaling as scaling
 from mopt.training import signals as signals
 from mopt.training import single_run as single_run
 from mopt.training import sources as sources
@@ -28,11 +29,11 @@ from mopt.training import step as step
 from mopt.training.config import Config as Config
 from mopt.training.data import Dataset as Dataset
 from mopt.training.data import load_dataset as load_dataset
-from mopt.training.data import normalise as normalise
 from mopt.training.files import UNFINISHED as UNFINISHED
 from mopt.training.knee_search import check_resumable as check_resumable
 from mopt.training.knee_search import search as search
 from mopt.training.network import load as load
 from mopt.training.network import Network as Network
 from mopt.training.program import check_fit as check_fit
+from mopt.training.scaling import normalise as normalise
 from mopt.training.single_run import run as run

@@ -13,11 +13,11 @@ import optax
 
 from mopt.training import calls
 from mopt.training.data import Dataset
-from mopt.training.data import normalise
-from mopt.training.data import Scale
 from mopt.training.data import Split
 from mopt.training.layout import Layout
 from mopt.training.layout import over_devices
+from mopt.training.scaling import normalise
+from mopt.training.scaling import Scale
 
 PyTree = Any
 _AXIS = 'devices'

@@ -21,10 +21,10 @@ from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
 from mopt.training.batches import Batches
 from mopt.training.config import Config
-from mopt.training.data import normalise
-from mopt.training.data import Scale
 from mopt.training.data import Split
 from mopt.training.evaluation import score
+from mopt.training.scaling import normalise
+from mopt.training.scaling import Scale
 
 PyTree = Any
 _Array = jax.Array | np.ndarray
