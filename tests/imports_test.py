@@ -27,6 +27,54 @@ NUMERICS = (
 )
 
 
+# Rooms from the top of the house to the bottom: each imports from lines below
+# its own, and nothing else of ours. Those of one line do not know each other.
+CORE_ROOMS = """
+alias
+aggregation
+objectives pruning scalarizations schedules search
+min_norm pareto weightings
+masks quadratic_program
+checks lazy pairs
+"""
+# Files are last since data and checkpoints are written by them, too.
+TRAINING_ROOMS = """
+knee_search
+single_run
+loop
+records
+plots
+program
+step
+augment batches evaluation optimizer
+calls
+layout
+population
+objectives
+network
+resume workdir
+data
+own_data
+sources
+caches checkpoints config processes signals
+files scaling
+"""
+
+
+def levels(package, rooms):
+  """How far down each room is, by the name of its module."""
+  lines = rooms.split('\n')
+  return {f'{package}.{r}': n for n, x in enumerate(lines) for r in x.split()}
+
+
+def upward(name, found, level):
+  """What a module imports that is not below it."""
+  return sorted(m for m in found if m in level and level[m] <= level[name])
+
+
+LEVELS = levels('mopt', CORE_ROOMS) | levels('mopt.training', TRAINING_ROOMS)
+
+
 def module_name(path):
   parts = path.relative_to(ROOT).with_suffix('').parts
   return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
@@ -89,6 +137,29 @@ def test_the_core_needs_jax_optax_numpy_and_chex(name):
 @pytest.mark.parametrize('name', [n for n in CORE_MODULES if n != 'mopt'])
 def test_the_core_does_not_import_its_own_front_door(name):
   assert 'mopt' not in imports(name)
+
+
+def test_every_room_is_on_one_line():
+  rooms = f'{CORE_ROOMS} {TRAINING_ROOMS}'.split()
+  assert len(rooms) == len(LEVELS)
+  assert set(CORE_MODULES) - {'mopt'} == set(levels('mopt', CORE_ROOMS))
+  assert set(TRAINING_MODULES) - {'mopt.training'} <= set(LEVELS)
+
+
+def test_an_arrow_that_points_up_is_found():
+  level = levels('house', 'roof\nleft right\ncellar')
+  house = ['house.roof', 'house.left', 'house.right', 'house.cellar', 'jax']
+  assert upward('house.roof', house[1:], level) == []
+  assert upward('house.left', house, level) == sorted(house[:3])
+  assert upward('house.cellar', house[:1], level) == house[:1]
+
+
+@pytest.mark.parametrize('name', sorted(LEVELS.keys() & FILES.keys()))
+def test_arrows_point_down(name):
+  same_house = [m for m in imports(name) if is_training(m) == is_training(name)]
+  assert not upward(name, same_house, LEVELS)
+  # The front door is above all of them.
+  assert 'mopt.training' not in same_house
 
 
 @pytest.mark.parametrize('name', [f'mopt.{n}' for n in NUMERICS])

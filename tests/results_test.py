@@ -316,19 +316,33 @@ def test_jsonl_lines_are_strict_json(tmp_path):
   assert lines == [{'a': 1, 'b': None}, {'a': 2, 'b': None}, {'a': 3, 'b': 0.5}]
 
 
+_COLLAPSED = _row(1e-2, 0, 0.1) | {'status': 'collapsed'}
+
+
 @pytest.mark.parametrize(
   'rows',
   [
-    [_row(1e-5, 40_000, 0.99), _row(3e-4, 2_000, 0.98), _row(1e-2, 0, 0.1)],
+    [_row(1e-5, 40_000, 0.99), _row(3e-4, 2_000, 0.98), _COLLAPSED],
     [_row(None, 50_000, 0.99)],
     [_row(0.0, 50_000, 0.99), _row(1e-4, 6_000, 0.98)],
-    [_row(1e-2, 0, 0.1)],
+    [_COLLAPSED],
   ],
 )
 def test_every_front_can_be_drawn(tmp_path, rows):
   records.mark_front(rows, 'val')
   plot_front(tmp_path / 'front.png', rows, 'title')
   assert (tmp_path / 'front.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_a_member_that_has_failed_is_not_drawn(tmp_path):
+  pictures = []
+  for status, nonzeros in (('ok', 9), ('failed', 9), ('failed', 30_000)):
+    rows = [_row(1e-5, 40_000, 0.99), _row(3e-4, 2_000, 0.98)]
+    rows.append(_row(1e-3, nonzeros, 0.5) | {'status': status})
+    records.mark_front(rows, 'val')
+    plot_front(tmp_path / 'front.png', rows, 'title')
+    pictures.append((tmp_path / 'front.png').read_bytes())
+  assert pictures[0] != pictures[1] == pictures[2]
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])

@@ -15,6 +15,9 @@ from mopt.training.scaling import find_scale
 from mopt.training.scaling import Scale
 from mopt.training.sources import EMBEDDED
 
+# What people call them.
+SPLIT_NAMES = {'train': 'training', 'val': 'validation', 'test': 'test'}
+
 # What is held out for validation unless one says otherwise.
 _DEFAULT_VAL_SIZE = {EMBEDDED: 500, 'mnist': 5000}
 

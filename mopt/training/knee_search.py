@@ -24,6 +24,7 @@ from mopt.training import files
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.data import SPLIT_NAMES
 from mopt.training.loop import train_members
 from mopt.training.program import check_fit
 from mopt.training.resume import check_settings
@@ -293,7 +294,7 @@ def _draw(config, workdir, rows, split, retrained=()) -> None:
   # Imported late: matplotlib takes a second, which --help would wait for.
   from mopt.training import plots
 
-  name = records.SPLIT_NAMES[split]
+  name = SPLIT_NAMES[split]
   title = f'{config.search} search, {config.model} on {config.dataset}'
   plots.plot_front(
     workdir / 'front.png',

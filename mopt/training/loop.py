@@ -32,6 +32,7 @@ from mopt.training import step as step_lib
 from mopt.training.batches import steps_per_epoch
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.data import SPLIT_NAMES
 from mopt.training.evaluation import Evaluation
 from mopt.training.layout import Layout
 from mopt.training.layout import split_members
@@ -79,7 +80,7 @@ def train_members(
   unknown = Evaluation(*[np.full(len(members), np.nan)] * 2)
   scores = {
     split: program.evaluate(state, split) if split in splits else unknown
-    for split in records.SPLIT_NAMES
+    for split in SPLIT_NAMES
   }
   labels = np.asarray(data.train.labels)
   rows = records.result_rows(

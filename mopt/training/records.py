@@ -19,8 +19,6 @@ from mopt.training.step import Metrics
 
 PyTree = Any
 
-SPLIT_NAMES = {'train': 'training', 'val': 'validation', 'test': 'test'}
-
 
 def is_collapsed(row: dict[str, Any]) -> bool:
   """Whether a member has failed: diverged, at chance, or without a layer.
