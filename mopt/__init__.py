@@ -1,71 +1,29 @@
 """Multiobjective optimization for JAX, as Optax gradient transformations."""
 
-from mopt.aggregate import aggregate
-from mopt.aggregate import AggregateState
-from mopt.alias import madam
-from mopt.alias import mrmsprop
-from mopt.alias import smgd
-from mopt.masks import conv_kernels
-from mopt.masks import dense_kernels
-from mopt.masks import mask_by_path
-from mopt.min_norm import gramian
-from mopt.min_norm import kkt_residual
-from mopt.min_norm import min_norm_weights
-from mopt.objectives import count_nonzero
-from mopt.objectives import l1_norm
-from mopt.objectives import l2_norm_squared
-from mopt.objectives import lp_norm
-from mopt.objectives import NonzeroCount
-from mopt.objectives import stack
-from mopt.objectives import value_and_stacked_grad
-from mopt.pareto import hypervolume
-from mopt.pareto import knee
-from mopt.pareto import knee_bootstrap
-from mopt.pareto import nondominated
-from mopt.prune import prune
-from mopt.prune import prune_by_magnitude
-from mopt.prune import PruneState
-from mopt.scalarizations import chebyshev
-from mopt.scalarizations import epsilon_constraint
-from mopt.schedules import by_epoch
-from mopt.schedules import inverse_time_decay
-from mopt.schedules import logistic_drop
-from mopt.weightings import fixed_weights
-from mopt.weightings import Weighting
+from mopt import lazy
 
 __version__ = '0.1.0'
 
-__all__ = (
-  'aggregate',
-  'AggregateState',
-  'by_epoch',
-  'chebyshev',
-  'conv_kernels',
-  'count_nonzero',
-  'dense_kernels',
-  'epsilon_constraint',
-  'fixed_weights',
-  'gramian',
-  'hypervolume',
-  'inverse_time_decay',
-  'kkt_residual',
-  'knee',
-  'knee_bootstrap',
-  'l1_norm',
-  'l2_norm_squared',
-  'logistic_drop',
-  'lp_norm',
-  'madam',
-  'mask_by_path',
-  'min_norm_weights',
-  'mrmsprop',
-  'nondominated',
-  'NonzeroCount',
-  'prune',
-  'prune_by_magnitude',
-  'PruneState',
-  'smgd',
-  'stack',
-  'value_and_stacked_grad',
-  'Weighting',
-)
+# By module. Type checkers read __init__.pyi, where a test finds the same.
+_NAMES = {
+  'aggregation': ('aggregate', 'AggregateState'),
+  'alias': ('madam', 'mrmsprop', 'smgd'),
+  'masks': ('conv_kernels', 'dense_kernels', 'mask_by_path'),
+  'min_norm': ('gramian', 'kkt_residual', 'min_norm_weights'),
+  'objectives': (
+    'count_nonzero',
+    'l1_norm',
+    'l2_norm_squared',
+    'lp_norm',
+    'NonzeroCount',
+    'stack',
+    'value_and_stacked_grad',
+  ),
+  'pareto': ('hypervolume', 'knee', 'knee_bootstrap', 'nondominated'),
+  'pruning': ('prune', 'prune_by_magnitude', 'PruneState'),
+  'scalarizations': ('chebyshev', 'epsilon_constraint'),
+  'schedules': ('by_epoch', 'inverse_time_decay', 'logistic_drop'),
+  'weightings': ('fixed_weights', 'Weighting'),
+}
+
+__getattr__, __dir__, __all__ = lazy.attach(__name__, _NAMES)

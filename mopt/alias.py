@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mopt.aggregate import aggregate
+from mopt.aggregation import aggregate
 from mopt.checks import known_numbers
 from mopt.masks import Mask
 from mopt.min_norm import min_norm_weights

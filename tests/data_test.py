@@ -16,6 +16,7 @@ import pytest
 from mopt.training import Config
 from mopt.training import data as data_lib
 from mopt.training import load_dataset
+from mopt.training import normalise
 from mopt.training import sources
 
 _TFDS = pathlib.Path(__file__).parents[2] / 'shared' / 'tfds'
@@ -314,30 +315,11 @@ def test_a_process_killed_while_writing_leaves_no_cache(cache, monkeypatch):
   assert {p.name for p in cache.iterdir()} == {'mnist5k.npz', left[0].name}
 
 
-@pytest.mark.parametrize('shape', [(3, 5, 4, 3), (11, 1000, 1000, 1)])
-def test_moments_are_those_of_numpy(shape):
-  # Parts of up to 10 million pixels are counted at a time.
-  random = np.random.default_rng(0)
-  images = random.integers(0, 256, shape, np.uint8)
-  images[0] = 200
-  mean, std = data_lib._moments(images)
-  assert mean == pytest.approx(np.mean(images), rel=1e-12)
-  assert std == pytest.approx(np.std(images), rel=1e-12)
-  assert type(mean) is type(std) is float
-
-
-def test_pictures_of_one_colour_are_not_divided_by_zero():
-  images = np.full((2, 4, 4, 3), 7, np.uint8)
-  assert data_lib._moments(images) == (7.0, 1.0)
-
-
 def test_sets_other_than_mnist_are_standardised(cache, monkeypatch):
   images, labels = _digits()
   _count_calls(monkeypatch, 'read_tfds', [images, labels, images, labels])
   data = load_dataset('cifar10')
-  scaled = np.asarray(
-    data_lib.normalise(data.train.images, data.mean, data.std)
-  )
+  scaled = normalise(data.train.images, data.mean, data.std)
   assert abs(scaled.mean()) < 1e-3
   assert abs(scaled.std() - 1) < 1e-3
   assert len(data.val.labels) == 0
@@ -736,23 +718,6 @@ def test_features_beyond_float32_are_one_line(values, said):
 def test_features_without_a_size_are_one_line(values):
   with pytest.raises(ValueError, match=r'features \[n, \.\.\.\] in the split'):
     data_lib.check_data(_features(*values))
-
-
-@pytest.mark.parametrize('shape', [(7, 3), (5, 4, 3), (3_500_001, 3)])
-def test_moments_of_features_are_those_of_numpy(shape):
-  # Parts of up to 10 million values are summed at a time.
-  random = np.random.default_rng(0)
-  x = random.standard_normal(shape, np.float32) * np.float32([1, 9, 0])
-  x += np.float32([0, 100, 0.1])
-  mean, std = data_lib._feature_moments(x)
-  flat = x.reshape(-1, 3)[:, :2].astype(np.float64)
-  np.testing.assert_allclose(mean[:2], flat.mean(axis=0), rtol=1e-9, atol=1e-9)
-  np.testing.assert_allclose(std[:2], flat.std(axis=0), rtol=1e-9)
-  # One that never changes becomes 0, not noise of rounding.
-  assert std[2] == 1.0
-  assert type(mean[0]) is type(std[0]) is float
-  last = np.asarray(data_lib.normalise(x[:1], mean, std))[..., 2]
-  np.testing.assert_array_equal(last, 0.0)
 
 
 @pytest.mark.parametrize(('name', 'value'), [('rotation', 5.0), ('flip', True)])

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import inspect
 import pathlib
 import subprocess
@@ -26,6 +27,55 @@ NUMERICS = (
 )
 
 
+# Rooms from the top of the house to the bottom: each imports from lines below
+# its own, and nothing else of ours. Those of one line do not know each other.
+CORE_ROOMS = """
+alias
+aggregation
+objectives pruning scalarizations schedules search
+min_norm pareto weightings
+masks quadratic_program
+checks lazy pairs
+"""
+# Files are last since data and checkpoints are written by them, too.
+TRAINING_ROOMS = """
+knee_search
+single_run
+loop
+records
+plots
+program
+step
+augment batches evaluation optimizer
+calls
+layout
+population
+job
+objectives
+network
+workdir
+data
+own_data
+sources
+caches checkpoints config output processes signals
+files scaling settings
+"""
+
+
+def levels(package, rooms):
+  """How far down each room is, by the name of its module."""
+  lines = rooms.split('\n')
+  return {f'{package}.{r}': n for n, x in enumerate(lines) for r in x.split()}
+
+
+def upward(name, found, level):
+  """What a module imports that is not below it."""
+  return sorted(m for m in found if m in level and level[m] <= level[name])
+
+
+LEVELS = levels('mopt', CORE_ROOMS) | levels('mopt.training', TRAINING_ROOMS)
+
+
 def module_name(path):
   parts = path.relative_to(ROOT).with_suffix('').parts
   return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
@@ -48,16 +98,20 @@ MODEL_MODULES = [n for n in FILES if n.startswith('models')]
 
 
 def imports(name):
-  """All modules that a file imports, at its top or inside functions."""
+  """All modules that a file imports, now or when it is called or asked."""
   found = set()
   for node in ast.walk(ast.parse(FILES[name].read_bytes())):
-    if isinstance(node, ast.Import):
-      found |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f'{name}: a relative import'
-      # A name from a package may be a module of it.
-      modules = {f'{node.module}.{alias.name}' for alias in node.names}
-      found |= (modules & FILES.keys()) or {node.module}
+    match node:
+      case ast.Import(names=names):
+        found |= {alias.name for alias in names}
+      case ast.ImportFrom(module=package, names=names, level=level):
+        assert level == 0, f'{name}: a relative import'
+        # A name from a package may be a module of it.
+        modules = {f'{package}.{alias.name}' for alias in names}
+        found |= (modules & FILES.keys()) or {package}
+      case ast.Assign(targets=[ast.Name('_NAMES')], value=table):
+        # What a package loads on access.
+        found |= {f'{name}.{module}' for module in ast.literal_eval(table)}
   return found
 
 
@@ -67,11 +121,12 @@ def roots(name):
 
 
 def test_the_walk_finds_the_house():
-  assert {'mopt', 'mopt.aggregate', 'mopt.prune'} <= set(CORE_MODULES)
+  assert {'mopt', 'mopt.aggregation', 'mopt.pruning'} <= set(CORE_MODULES)
   assert {'mopt.training', 'mopt.training.program'} <= set(TRAINING_MODULES)
   assert {'models', 'models.lenet'} <= set(MODEL_MODULES)
-  assert 'mopt.min_norm' in imports('mopt.aggregate')
-  assert 'optax' in roots('mopt.aggregate')
+  assert 'mopt.min_norm' in imports('mopt.aggregation')
+  assert 'optax' in roots('mopt.aggregation')
+  assert 'mopt.aggregation' in imports('mopt')
 
 
 @pytest.mark.parametrize('name', CORE_MODULES)
@@ -83,6 +138,29 @@ def test_the_core_needs_jax_optax_numpy_and_chex(name):
 @pytest.mark.parametrize('name', [n for n in CORE_MODULES if n != 'mopt'])
 def test_the_core_does_not_import_its_own_front_door(name):
   assert 'mopt' not in imports(name)
+
+
+def test_every_room_is_on_one_line():
+  rooms = f'{CORE_ROOMS} {TRAINING_ROOMS}'.split()
+  assert len(rooms) == len(LEVELS)
+  assert set(CORE_MODULES) - {'mopt'} == set(levels('mopt', CORE_ROOMS))
+  assert set(TRAINING_MODULES) - {'mopt.training'} <= set(LEVELS)
+
+
+def test_an_arrow_that_points_up_is_found():
+  level = levels('house', 'roof\nleft right\ncellar')
+  house = ['house.roof', 'house.left', 'house.right', 'house.cellar', 'jax']
+  assert upward('house.roof', house[1:], level) == []
+  assert upward('house.left', house, level) == sorted(house[:3])
+  assert upward('house.cellar', house[:1], level) == house[:1]
+
+
+@pytest.mark.parametrize('name', sorted(LEVELS.keys() & FILES.keys()))
+def test_arrows_point_down(name):
+  same_house = [m for m in imports(name) if is_training(m) == is_training(name)]
+  assert not upward(name, same_house, LEVELS)
+  # The front door is above all of them.
+  assert 'mopt.training' not in same_house
 
 
 @pytest.mark.parametrize('name', [f'mopt.{n}' for n in NUMERICS])
@@ -105,44 +183,6 @@ def test_training_knows_no_network_and_no_command_line(name):
   assert not roots(name) & {'models', 'train', 'benchmarks', 'absl'}
 
 
-# From top to bottom: a room may import what is in its row, or below.
-ROOMS = (
-  ('run', 'knee_search'),
-  ('loop',),
-  ('plots',),
-  ('records',),
-  ('program',),
-  ('step',),
-  ('evaluation', 'batches', 'augment', 'optimizer'),
-  ('layout', 'population', 'calls'),
-  ('job',),
-  ('network',),
-  ('workdir',),
-  ('data',),
-  ('own_data',),
-  ('sources', 'checkpoints'),
-  ('files', 'caches', 'processes', 'signals', 'output'),
-  ('config',),
-  ('settings',),
-)
-
-
-def test_rooms_import_from_below():
-  rows = {
-    f'mopt.training.{room}': row
-    for row, rooms in enumerate(ROOMS)
-    for room in rooms
-  }
-  assert rows.keys() == set(TRAINING_MODULES) - {'mopt.training'}
-  wrong = [
-    (name, module)
-    for name, row in rows.items()
-    for module in imports(name)
-    if rows.get(module, row) < row or module == 'mopt.training'
-  ]
-  assert wrong == []
-
-
 def test_no_module_imports_itself_by_a_detour():
   graph = {name: imports(name) & FILES.keys() for name in FILES}
   order = list(graphlib.TopologicalSorter(graph).static_order())
@@ -150,12 +190,12 @@ def test_no_module_imports_itself_by_a_detour():
   assert order.index('mopt') < order.index('mopt.training')
 
 
-def test_import_mopt_loads_nothing_of_the_trainer():
+def test_all_of_mopt_loads_nothing_of_the_trainer():
   script = """
 import sys
 import jax, optax, numpy
 before = set(sys.modules)
-import mopt
+from mopt import *
 print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))
 print(*sorted({m.split('.')[0] for m in sys.modules}))
 """
@@ -184,6 +224,13 @@ print(*sorted({m.split('.')[0] for m in sys.modules}))
   assert new - sys.stdlib_module_names <= CORE | {'mopt'}
 
 
+@pytest.mark.parametrize('name', [n for n in FILES if '.' in n])
+def test_no_name_of_a_package_hides_a_module_of_it(name):
+  package, _, last = name.rpartition('.')
+  module = importlib.import_module(name)
+  assert getattr(importlib.import_module(package), last) is module
+
+
 def test_type_checkers_are_told_of_types():
   assert (ROOT / 'mopt' / 'py.typed').is_file()
 
@@ -200,12 +247,3 @@ def test_public_names_exist_and_are_explained(name):
     assert thing.__doc__
     # Not what NamedTuple writes by itself: Name(field, ...).
     assert not thing.__doc__.startswith(f'{name}(')
-
-
-def test_the_front_door_has_no_name_besides():
-  names = {
-    name
-    for name, thing in vars(mopt).items()
-    if not name.startswith('_') and not inspect.ismodule(thing)
-  }
-  assert names == set(mopt.__all__)

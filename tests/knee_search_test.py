@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import importlib
 import io
 import itertools
 import json
@@ -26,6 +25,7 @@ from mopt.training import load
 from mopt.training import load_dataset
 from mopt.training import plots
 from mopt.training import search
+from mopt.training import single_run
 from mopt.training.data import Split
 from tests.networks import Dropping
 
@@ -139,8 +139,7 @@ def searched(tmp_path, monkeypatch):
 
   def start(config, folder='search', data=_DATA, resume=False, **kwargs):
     trainer = _Trainer(**kwargs)
-    for module in ('run', 'knee_search'):
-      module = importlib.import_module(f'mopt.training.{module}')
+    for module in (single_run, knee_search):
       monkeypatch.setattr(module, 'train_members', trainer.train_members)
     monkeypatch.setattr(plots, 'plot_front', trainer.draw)
     monkeypatch.setattr(plots, 'plot_search', trainer.draw)

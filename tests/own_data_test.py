@@ -14,9 +14,10 @@ import pytest
 
 from mopt import training
 from mopt.training import Config
-from mopt.training import data as data_lib
 from mopt.training import load_dataset
+from mopt.training import normalise
 from mopt.training import own_data
+from mopt.training.data import fingerprint
 
 _PAGE = (pathlib.Path(__file__).parents[1] / 'docs' / 'data.md').read_text()
 
@@ -121,7 +122,7 @@ def test_features_are_standardised_each_by_itself(here, table):
   data = load_dataset('table.npz', val_size=0)
   assert data.train.images.shape == (12, 4)
   assert data.train.images.dtype == data.test.images.dtype == np.float32
-  scaled = data_lib.normalise(data.train.images, data.mean, data.std)
+  scaled = normalise(data.train.images, data.mean, data.std)
   np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=2e-3)
   np.testing.assert_allclose(scaled.std(axis=0), [1, 1, 1, 0], atol=2e-3)
   x = table['x_train']
@@ -303,16 +304,16 @@ def test_a_run_does_not_go_on_with_other_data(call, here, digits):
 
 def test_other_pictures_are_other_data(here, digits):
   folder = _folder(here / 'pictures', digits)
-  first = data_lib.fingerprint(load_dataset('pictures'))
-  assert data_lib.fingerprint(load_dataset('pictures')) == first
+  first = fingerprint(load_dataset('pictures'))
+  assert fingerprint(load_dataset('pictures')) == first
   file = folder / 'test' / 'digit2' / '99.png'
   Image.fromarray(digits['x_test'][0]).save(file)
-  assert data_lib.fingerprint(load_dataset('pictures')) != first
+  assert fingerprint(load_dataset('pictures')) != first
   file.unlink()
   # The same pictures under other names of classes.
   for split in ('train', 'test'):
     (folder / split / 'digit2').rename(folder / split / 'digit2b')
-  assert data_lib.fingerprint(load_dataset('pictures')) != first
+  assert fingerprint(load_dataset('pictures')) != first
 
 
 def _rows(workdir):

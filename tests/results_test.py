@@ -1,16 +1,18 @@
 """Files of a run: networks that load without pickle, tables, the front."""
 
 import csv
-import importlib
 import io
 import json
 import math
 import os
+import pathlib
 import shutil
 import subprocess
+import sys
 import zipfile
 
 import chex
+from flax.core import FrozenDict
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ import rich.console
 
 import models
 from mopt import NonzeroCount
+from mopt.masks import path_name
 from mopt.training import Config
 from mopt.training import Dataset
 from mopt.training import files
@@ -31,6 +34,7 @@ from mopt.training import load
 from mopt.training import Network
 from mopt.training import network
 from mopt.training import records
+from mopt.training import single_run
 from mopt.training.data import Split
 from mopt.training.evaluation import Evaluation
 from mopt.training.layout import make_layout
@@ -107,6 +111,60 @@ def test_preprocess_scales_and_checks_the_shape():
   np.testing.assert_allclose(_network().preprocess(images), 0.2, rtol=1e-6)
   with pytest.raises(ValueError, match=r'\[batch, 28, 28, 1\], got .*\(2, 32'):
     _network().preprocess(np.zeros((2, 32, 32, 3), np.uint8))
+
+
+def test_numpy_alone_reads_a_network_and_prepares_pictures(tmp_path):
+  script = """
+import sys
+for name in ('jax', 'jaxlib', 'flax', 'optax'):
+  sys.modules[name] = None
+import numpy as np
+from mopt import training
+from mopt.training import network
+
+net = training.load('net.npz')
+network.save('again.npz', net)
+inputs = net.preprocess(np.load('images.npy'))
+assert type(inputs) is np.ndarray
+np.save('inputs.npy', inputs)
+np.save('thirds.npy', training.normalise(np.uint8([6]), mean=5.0, std=3.0))
+"""
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (7, 32, 32, 3), np.uint8)
+  np.save(tmp_path / 'images.npy', images)
+  network.save(tmp_path / 'net.npz', _normed())
+  result = subprocess.run(
+    [sys.executable, '-c', script],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert not result.returncode, result.stderr
+  bytes_of = lambda name: (tmp_path / f'{name}.npz').read_bytes()
+  assert bytes_of('again') == bytes_of('net')
+  inputs = np.load(tmp_path / 'inputs.npy')
+  assert inputs.dtype == np.float32
+  np.testing.assert_array_equal(inputs, _normed().preprocess(images))
+  # As JAX computes it.
+  compiled = jax.jit(lambda x: (x.astype(jnp.float32) - 120.7) * (1 / 64.2))
+  np.testing.assert_array_equal(inputs, compiled(images))
+  third = np.load(tmp_path / 'thirds.npy')
+  np.testing.assert_array_equal(third, np.float32([1 / 3]))
+
+
+def test_entries_are_named_and_sorted_as_jax_does(tmp_path):
+  layers = {2: np.ones(1), 10: np.ones(2), 1: np.ones(3)}
+  deep = FrozenDict({'b': layers, 'a': {'x/y': np.ones(4)}, 'none': {}})
+  net = _network()._replace(variables={'state': {}, 'params': deep})
+  network.save(tmp_path / 'net.npz', net)
+  leaves = jax.tree_util.tree_leaves_with_path(net.variables)
+  with np.load(tmp_path / 'net.npz') as file:
+    assert file.files == ['about', *(path_name(path) for path, _ in leaves)]
+  found = load(tmp_path / 'net.npz').params
+  assert found['b'].keys() == layers.keys()
+  assert found['a']['x/y'].shape == (4,)
 
 
 class _Evil:
@@ -343,19 +401,33 @@ def test_jsonl_lines_are_strict_json(tmp_path):
   assert lines == [{'a': 1, 'b': None}, {'a': 2, 'b': None}, {'a': 3, 'b': 0.5}]
 
 
+_COLLAPSED = _row(1e-2, 0, 0.1) | {'status': 'collapsed'}
+
+
 @pytest.mark.parametrize(
   'rows',
   [
-    [_row(1e-5, 40_000, 0.99), _row(3e-4, 2_000, 0.98), _row(1e-2, 0, 0.1)],
+    [_row(1e-5, 40_000, 0.99), _row(3e-4, 2_000, 0.98), _COLLAPSED],
     [_row(None, 50_000, 0.99)],
     [_row(0.0, 50_000, 0.99), _row(1e-4, 6_000, 0.98)],
-    [_row(1e-2, 0, 0.1)],
+    [_COLLAPSED],
   ],
 )
 def test_every_front_can_be_drawn(tmp_path, rows):
   records.mark_front(rows, 'val')
   plot_front(tmp_path / 'front.png', rows, 'title')
   assert (tmp_path / 'front.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_a_member_that_has_failed_is_not_drawn(tmp_path):
+  pictures = []
+  for status, nonzeros in (('ok', 9), ('failed', 9), ('failed', 30_000)):
+    rows = [_row(1e-5, 40_000, 0.99), _row(3e-4, 2_000, 0.98)]
+    rows.append(_row(1e-3, nonzeros, 0.5) | {'status': status})
+    records.mark_front(rows, 'val')
+    plot_front(tmp_path / 'front.png', rows, 'title')
+    pictures.append((tmp_path / 'front.png').read_bytes())
+  assert pictures[0] != pictures[1] == pictures[2]
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
@@ -560,14 +632,13 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
 
 @pytest.mark.skipif(shutil.which('git') is None, reason='needs git')
 def test_the_commit_of_a_checkout_is_known(tmp_path, monkeypatch):
-  run_lib = importlib.import_module('mopt.training.run')
   for name in [name for name in os.environ if name.startswith('GIT_')]:
     monkeypatch.delenv(name)
   # Settings of the user, such as hooks or signatures, are none of ours.
   monkeypatch.setenv('GIT_CONFIG_GLOBAL', os.devnull)
   monkeypatch.setenv('GIT_CONFIG_SYSTEM', os.devnull)
-  monkeypatch.setattr(run_lib, '__file__', str(tmp_path / 'run.py'))
-  assert run_lib._commit() is None
+  monkeypatch.setattr(single_run, '__file__', str(tmp_path / 'code.py'))
+  assert single_run._commit() is None
 
   def git(*args):
     who = ['-c', 'user.name=a', '-c', 'user.email=b']
@@ -576,23 +647,23 @@ def test_the_commit_of_a_checkout_is_known(tmp_path, monkeypatch):
     return done.stdout.strip()
 
   git('init')
-  (tmp_path / 'run.py').write_text('x = 1')
-  git('add', 'run.py')
+  (tmp_path / 'code.py').write_text('x = 1')
+  git('add', 'code.py')
   git('commit', '--message=first')
   head = git('rev-parse', 'HEAD')
   assert len(head) == 40
-  assert run_lib._commit() == head
+  assert single_run._commit() == head
   # What is not tracked is not part of it, such as runs/.
   (tmp_path / 'new.txt').write_text('text')
-  assert run_lib._commit() == head
-  (tmp_path / 'run.py').write_text('x = 2')
-  assert run_lib._commit() == head + '+'
+  assert single_run._commit() == head
+  (tmp_path / 'code.py').write_text('x = 2')
+  assert single_run._commit() == head + '+'
 
   def no_git(*args, **kwargs):
     raise FileNotFoundError('git')
 
   monkeypatch.setattr(subprocess, 'run', no_git)
-  assert run_lib._commit() is None
+  assert single_run._commit() is None
 
 
 def test_networks_are_small_on_disk(tmp_path):

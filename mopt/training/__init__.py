@@ -1,29 +1,21 @@
-"""What train.py is made of. Needs the extra `[train]`."""
+"""What train.py is made of. Needs the extra `[train]`.
 
-from mopt.training.config import Config
-from mopt.training.data import Dataset
-from mopt.training.data import load_dataset
-from mopt.training.data import normalise
-from mopt.training.files import UNFINISHED
-from mopt.training.job import Job
-from mopt.training.knee_search import check_resumable
-from mopt.training.knee_search import search
-from mopt.training.network import load
-from mopt.training.network import Network
-from mopt.training.program import check_fit
-from mopt.training.run import run
+But for `load`, what it returns, and `normalise`: they need NumPy alone.
+"""
 
-__all__ = (
-  'check_fit',
-  'check_resumable',
-  'Config',
-  'Dataset',
-  'Job',
-  'load',
-  'load_dataset',
-  'Network',
-  'normalise',
-  'run',
-  'search',
-  'UNFINISHED',
-)
+from mopt import lazy
+
+# By module. Type checkers read __init__.pyi, where a test finds the same.
+_NAMES = {
+  'config': ('Config',),
+  'data': ('Dataset', 'load_dataset'),
+  'files': ('UNFINISHED',),
+  'job': ('Job',),
+  'knee_search': ('check_resumable', 'search'),
+  'network': ('load', 'Network'),
+  'program': ('check_fit',),
+  'scaling': ('normalise',),
+  'single_run': ('run',),
+}
+
+__getattr__, __dir__, __all__ = lazy.attach(__name__, _NAMES)

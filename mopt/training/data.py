@@ -11,13 +11,16 @@ import numpy as np
 from mopt.training import own_data
 from mopt.training import sources
 from mopt.training.config import Config
+from mopt.training.scaling import check_scale
+from mopt.training.scaling import find_scale
+from mopt.training.scaling import Scale
 from mopt.training.sources import EMBEDDED
+
+# What people call them.
+SPLIT_NAMES = {'train': 'training', 'val': 'validation', 'test': 'test'}
 
 # What is held out for validation unless one says otherwise.
 _DEFAULT_VAL_SIZE = {EMBEDDED: 500, 'mnist': 5000}
-
-# Of all values alike, or one for each place on their last axis.
-Scale = float | tuple[float, ...]
 
 
 class Split(NamedTuple):
@@ -69,7 +72,8 @@ def check_data(data: Dataset) -> None:
     _check_labels(wanted, name, split, data.num_classes)
     if name != 'val' and not len(split.labels):
       raise ValueError(f'{wanted} examples in the split {name}, got none.')
-  _check_scale(wanted, data)
+  places = data.train.images.shape[-1]
+  check_scale(wanted, data.mean, data.std, places)
 
 
 def _check_examples(wanted, name, examples, train) -> None:
@@ -134,30 +138,6 @@ def _check_labels(wanted, name, split, num_classes) -> None:
     )
 
 
-def _check_scale(wanted, data) -> None:
-  means, stds = (
-    x if isinstance(x, tuple) else (x,) for x in (data.mean, data.std)
-  )
-  places = data.train.images.shape[-1]
-  is_one = not isinstance(data.mean, tuple) and not isinstance(data.std, tuple)
-  if not is_one and not len(means) == len(stds) == places:
-    raise ValueError(
-      f'{wanted} a mean and a standard deviation for each of the {places} '
-      f'places on the last axis, got {len(means)} and {len(stds)}.'
-    )
-  # In float32, as `normalise` computes.
-  limits = np.finfo(np.float32)
-  least, most = float(limits.tiny), float(limits.max)
-  for place, (mean, std) in enumerate(zip(means, stds)):
-    is_scale = std > 0 and least <= 1 / std <= most
-    if not (abs(mean) <= most and is_scale):
-      where = '' if is_one else f' at place {place} of the last axis'
-      raise ValueError(
-        f'{wanted} a finite mean and a positive, finite standard deviation, '
-        f'got {mean} and {std}{where}.'
-      )
-
-
 def check_augmentation(config: Config, data: Dataset) -> None:
   """Raises if examples that are no pictures are to be moved.
 
@@ -171,38 +151,6 @@ def check_augmentation(config: Config, data: Dataset) -> None:
         f'{name}={value}: expected none with dataset={data.name}, whose '
         f'examples are no pictures but have shape {shape}.'
       )
-
-
-def normalise(
-  images: jax.typing.ArrayLike, mean: Scale, std: Scale
-) -> jax.Array:
-  """What a network is fed: `(images - mean) / std`, in float32.
-
-  Args:
-    images: pixels in 0..255, or features, any shape.
-    mean: subtracted from every value; a tuple has one for each place on the
-      last axis.
-    std: divides every value; likewise.
-
-  Returns:
-    Float32, the shape of `images`.
-
-  Examples:
-    >>> import numpy as np
-    >>> from mopt.training import normalise
-    >>> print(normalise(np.array([0, 255], np.uint8), mean=0.0, std=255.0))
-    [0. 1.]
-    >>> print(normalise(np.array([[1.0, 30.0]]), (0.0, 20.0), (2.0, 10.0)))
-    [[0.5 1. ]]
-  """
-  images = jnp.asarray(images).astype(jnp.float32)
-  if isinstance(mean, tuple) or isinstance(std, tuple):
-    # Of the rank of the images, and float32 whatever JAX may have.
-    shape = (1,) * (images.ndim - 1) + (-1,)
-    middle = np.array(mean, np.float32).reshape(shape)
-    factor = (1.0 / np.array(std)).astype(np.float32).reshape(shape)
-    return (images - middle) * factor
-  return (images - mean) * (1.0 / std)
 
 
 def fingerprint(data: Dataset) -> str:
@@ -319,7 +267,9 @@ def load_dataset(
   data = data._replace(
     train=_take(train, kept), val=_take(train, held_out), test=_take(test, ...)
   )
-  mean, std = _scale(np.asarray(train.images), np.asarray(data.train.images))
+  mean, std = find_scale(
+    every=np.asarray(train.images), images=np.asarray(data.train.images)
+  )
   data = data._replace(mean=mean, std=std)
   check_data(data)
   return data
@@ -365,47 +315,3 @@ def _stratified(labels: np.ndarray, size: int) -> np.ndarray:
   mask = np.zeros(len(labels), bool)
   mask[np.argsort(rank, kind='stable')[:size]] = True
   return mask
-
-
-def _scale(every: np.ndarray, images: np.ndarray) -> tuple[Scale, Scale]:
-  """Mean and standard deviation that `normalise` takes.
-
-  Args:
-    every: all examples to train on, by which data of one source are treated
-      alike, however many of them are left.
-    images: those that are trained on.
-  """
-  if images.dtype != np.uint8:
-    return _feature_moments(images)
-  if 2 * np.count_nonzero(every) < every.size:
-    return 0.0, 255.0
-  return _moments(images)
-
-
-def _moments(images: np.ndarray) -> tuple[float, float]:
-  """Mean and standard deviation of all pixels."""
-  # By their histogram: np.std would make a copy in float64.
-  counts = np.zeros(256, np.int64)
-  for part in np.array_split(images.reshape(-1), 1 + images.size // 10**7):
-    counts += np.bincount(part, minlength=256)
-  values = np.arange(256)
-  mean = np.average(values, weights=counts)
-  std = np.sqrt(np.average((values - mean) ** 2, weights=counts))
-  return float(mean), float(std) or 1.0
-
-
-def _feature_moments(
-  features: np.ndarray,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Mean and standard deviation for each place on the last axis."""
-  rows = features.reshape(-1, features.shape[-1])
-  # In parts: np.std would make a copy in float64.
-  parts = np.array_split(rows, 1 + rows.size // 10**7)
-  total = np.zeros(rows.shape[1])
-  mean = sum((x.sum(axis=0, dtype=np.float64) for x in parts), total)
-  mean = mean / len(rows)
-  square = sum((np.square(x - mean).sum(axis=0) for x in parts), total)
-  # The mean of equal numbers may be rounded.
-  is_constant = rows.min(axis=0) == rows.max(axis=0)
-  std = np.where(is_constant, 1.0, np.sqrt(square / len(rows)))
-  return tuple(mean.tolist()), tuple(std.tolist())

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 
 from mopt.training import calls
-from mopt.training.data import normalise
 from mopt.training.data import Split
 from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import over_devices
+from mopt.training.scaling import normalise
 
 PyTree = Any
 _AXIS = 'devices'

@@ -9,9 +9,24 @@ import os
 import pathlib
 import tempfile
 from typing import Any, BinaryIO
+import zipfile
+import zlib
 
 # What a file is called until it is whole.
 UNFINISHED = '.unfinished-'
+
+# What reading an .npz file may raise where there is none, or bits have flipped;
+# a flip in its index may ask for a way of compression that zipfile has not.
+DAMAGED_ARCHIVE = (
+  OSError,
+  EOFError,
+  KeyError,
+  ValueError,
+  NotImplementedError,
+  RuntimeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 def replace(

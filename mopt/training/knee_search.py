@@ -23,13 +23,14 @@ from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
 from mopt.training.data import fingerprint
+from mopt.training.data import SPLIT_NAMES
 from mopt.training.job import Job
 from mopt.training.loop import train_members
 from mopt.training.program import check_fit
-from mopt.training.run import environment
-from mopt.training.run import run
-from mopt.training.run import selection_split
-from mopt.training.run import table
+from mopt.training.single_run import environment
+from mopt.training.single_run import run
+from mopt.training.single_run import selection_split
+from mopt.training.single_run import table
 from mopt.training.workdir import check_settings
 
 
@@ -263,7 +264,7 @@ def _draw(config, workdir, rows, split, retrained=()) -> None:
   # Imported late: matplotlib takes a second, which --help would wait for.
   from mopt.training import plots
 
-  name = records.SPLIT_NAMES[split]
+  name = SPLIT_NAMES[split]
   title = f'{config.search} search, {config.model} on {config.dataset}'
   plots.plot_front(
     workdir / 'front.png',

@@ -29,6 +29,7 @@ from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training import step as step_lib
 from mopt.training.batches import steps_per_epoch
+from mopt.training.data import SPLIT_NAMES
 from mopt.training.evaluation import Evaluation
 from mopt.training.job import Job
 from mopt.training.layout import Layout
@@ -72,7 +73,7 @@ def train_members(
   unknown = Evaluation(*[np.full(len(members), np.nan)] * 2)
   scores = {
     split: program.evaluate(state, split) if split in splits else unknown
-    for split in records.SPLIT_NAMES
+    for split in SPLIT_NAMES
   }
   labels = np.asarray(data.train.labels)
   rows = records.result_rows(

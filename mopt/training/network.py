@@ -1,18 +1,17 @@
-"""A trained network on disk."""
+"""A trained network on disk, which NumPy alone reads and writes."""
 
+from collections.abc import Iterator, Mapping
 import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from mopt.masks import path_name
 from mopt.training import files
-from mopt.training.data import normalise
-from mopt.training.data import Scale
-from mopt.training.sources import DAMAGED_ARCHIVE
+from mopt.training.files import DAMAGED_ARCHIVE
+from mopt.training.scaling import normalise
+from mopt.training.scaling import Scale
 
 PyTree = Any
 
@@ -33,7 +32,7 @@ class Network(NamedTuple):
     """What was trained."""
     return self.variables['params']
 
-  def preprocess(self, images: np.ndarray) -> jax.Array:
+  def preprocess(self, images: np.ndarray) -> np.ndarray:
     """From pixels 0..255, or features, `[batch, *image_shape]` to an input."""
     if tuple(images.shape[1:]) != self.image_shape:
       raise ValueError(
@@ -45,10 +44,11 @@ class Network(NamedTuple):
 
 def save(path: str | os.PathLike, network: Network) -> None:
   """Writes a network as .npz, whole or not at all."""
-  leaves = jax.tree_util.tree_leaves_with_path(network.variables)
-  arrays = {path_name(path): np.asarray(x) for path, x in leaves}
+  arrays, keys = {}, {}
+  for above, leaf in _leaves(network.variables):
+    name = '/'.join(map(str, above))
+    arrays[name], keys[name] = leaf, list(above)
   about = network._replace(variables={})._asdict() | {'names': list(arrays)}
-  keys = {path_name(path): [key.key for key in path] for path, _ in leaves}
   # Lists of layers of NNX have numbers as keys, which the name does not tell.
   if others := {k: v for k, v in keys.items() if v != k.split('/')}:
     about['keys'] = others
@@ -59,6 +59,16 @@ def save(path: str | os.PathLike, network: Network) -> None:
       file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays
     ),
   )
+
+
+def _leaves(tree: PyTree) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+  """The arrays in nested dictionaries, each with the keys that lead there."""
+  if not isinstance(tree, Mapping):
+    yield (), np.asarray(tree)
+    return
+  for key in sorted(tree):
+    for path, leaf in _leaves(tree[key]):
+      yield (key, *path), leaf
 
 
 def load(path: str | os.PathLike) -> Network:

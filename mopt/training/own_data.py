@@ -15,8 +15,8 @@ import zipfile
 
 import numpy as np
 
+from mopt.training.files import DAMAGED_ARCHIVE
 from mopt.training.sources import cached
-from mopt.training.sources import DAMAGED_ARCHIVE
 from mopt.training.sources import DataError
 from mopt.training.sources import digest
 

@@ -10,8 +10,7 @@ from matplotlib import figure
 from matplotlib import ticker
 import numpy as np
 
-from mopt.training.records import is_collapsed
-from mopt.training.records import SPLIT_NAMES
+from mopt.training.data import SPLIT_NAMES
 
 # viridis is readable for the colour-blind and in grey.
 _COLORMAP = matplotlib.colormaps['viridis']
@@ -31,12 +30,13 @@ def plot_front(
 
   Args:
     path: of the .png file.
-    rows: of results.csv, with `pareto` and `knee` set.
+    rows: of results.csv, with `pareto` and `knee` set; drawn if their `status`
+      is ok.
     title: above the axes.
     split: whose accuracy is drawn: `'train'`, `'val'` or `'test'`.
     retrained: rows of networks that were trained longer, drawn as stars.
   """
-  alive = [row for row in rows if not is_collapsed(row)]
+  alive = [row for row in rows if row.get('status', 'ok') == 'ok']
   picture = figure.Figure(figsize=(6.4, 4.4), layout='constrained', dpi=150)
   axes = picture.add_subplot()
   accuracy = lambda row: 100 * row[f'accuracy_{split}']

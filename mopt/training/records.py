@@ -24,7 +24,6 @@ from mopt.training.step import Metrics
 
 PyTree = Any
 
-SPLIT_NAMES = {'train': 'training', 'val': 'validation', 'test': 'test'}
 _WEIGHT = 'weight_'  # of an objective, whose name follows
 
 

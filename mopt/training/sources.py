@@ -5,8 +5,6 @@ import hashlib
 import importlib.util
 import logging
 from typing import Any
-import zipfile
-import zlib
 
 import numpy as np
 
@@ -14,19 +12,6 @@ from mopt.training import caches
 from mopt.training import files
 
 EMBEDDED = 'mnist5k'
-
-# What reading an .npz file may raise where there is none, or bits have flipped;
-# a flip in its index may ask for a way of compression that zipfile has not.
-DAMAGED_ARCHIVE = (
-  OSError,
-  EOFError,
-  KeyError,
-  ValueError,
-  NotImplementedError,
-  RuntimeError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
 
 
 class DataError(ValueError):
@@ -151,7 +136,7 @@ def cached(
       if all(str(arrays[entry]) == key for entry in about):
         size = len(arrays.files) - len(about)
         return [arrays[f'arr_{i}'] for i in range(size)]
-  except DAMAGED_ARCHIVE:
+  except files.DAMAGED_ARCHIVE:
     pass  # no cache, or a damaged one
   arrays = read()
   try:

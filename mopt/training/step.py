@@ -19,10 +19,10 @@ from mopt.training import optimizer as optimizer_lib
 from mopt.training.augment import augment
 from mopt.training.augment import Augmentation
 from mopt.training.batches import Batches
-from mopt.training.data import normalise
 from mopt.training.data import Split
 from mopt.training.evaluation import score
 from mopt.training.job import Job
+from mopt.training.scaling import normalise
 
 PyTree = Any
 _Array = jax.Array | np.ndarray

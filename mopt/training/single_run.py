@@ -22,6 +22,7 @@ from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
 from mopt.training.data import fingerprint
+from mopt.training.data import SPLIT_NAMES
 from mopt.training.job import Job
 from mopt.training.loop import train_members
 from mopt.training.workdir import check_columns
@@ -71,7 +72,7 @@ def run(job: Job) -> list[dict[str, Any]]:
     workdir / 'front.png',
     rows,
     f'{config.model} on {data.name}, {config.optimizer}: '
-    f'knee and front by {records.SPLIT_NAMES[split]} error',
+    f'knee and front by {SPLIT_NAMES[split]} error',
   )
   # The last of the files: what has it is complete.
   files.write_csv(workdir / 'results.csv', rows)
@@ -126,7 +127,7 @@ def _commit() -> str | None:
 
 def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
   """Rows of results.csv for people."""
-  name = records.SPLIT_NAMES[split]
+  name = SPLIT_NAMES[split]
   page = Table(
     box=box.SIMPLE_HEAD,
     caption=f'front and knee: ({name} error, log nonzeros)',

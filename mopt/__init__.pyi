@@ -1,0 +1,52 @@
+# What __init__.py loads on access, for type checkers; a test compares.
+
+from mopt import aggregation as aggregation
+from mopt import alias as alias
+from mopt import checks as checks
+from mopt import lazy as lazy
+from mopt import masks as masks
+from mopt import min_norm as min_norm
+from mopt import objectives as objectives
+from mopt import pairs as pairs
+from mopt import pareto as pareto
+from mopt import pruning as pruning
+from mopt import quadratic_program as quadratic_program
+from mopt import scalarizations as scalarizations
+from mopt import schedules as schedules
+from mopt import search as search
+from mopt import training as training
+from mopt import weightings as weightings
+from mopt.aggregation import aggregate as aggregate
+from mopt.aggregation import AggregateState as AggregateState
+from mopt.alias import madam as madam
+from mopt.alias import mrmsprop as mrmsprop
+from mopt.alias import smgd as smgd
+from mopt.masks import conv_kernels as conv_kernels
+from mopt.masks import dense_kernels as dense_kernels
+from mopt.masks import mask_by_path as mask_by_path
+from mopt.min_norm import gramian as gramian
+from mopt.min_norm import kkt_residual as kkt_residual
+from mopt.min_norm import min_norm_weights as min_norm_weights
+from mopt.objectives import count_nonzero as count_nonzero
+from mopt.objectives import l1_norm as l1_norm
+from mopt.objectives import l2_norm_squared as l2_norm_squared
+from mopt.objectives import lp_norm as lp_norm
+from mopt.objectives import NonzeroCount as NonzeroCount
+from mopt.objectives import stack as stack
+from mopt.objectives import value_and_stacked_grad as value_and_stacked_grad
+from mopt.pareto import hypervolume as hypervolume
+from mopt.pareto import knee as knee
+from mopt.pareto import knee_bootstrap as knee_bootstrap
+from mopt.pareto import nondominated as nondominated
+from mopt.pruning import prune as prune
+from mopt.pruning import prune_by_magnitude as prune_by_magnitude
+from mopt.pruning import PruneState as PruneState
+from mopt.scalarizations import chebyshev as chebyshev
+from mopt.scalarizations import epsilon_constraint as epsilon_constraint
+from mopt.schedules import by_epoch as by_epoch
+from mopt.schedules import inverse_time_decay as inverse_time_decay
+from mopt.schedules import logistic_drop as logistic_drop
+from mopt.weightings import fixed_weights as fixed_weights
+from mopt.weightings import Weighting as Weighting
+
+__version__: str
