@@ -112,7 +112,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     'nonzeros_layer3',
   ]:
     assert isinstance(records[0][key], (int, float))
-  assert {row['params'] for row in rows} == {'61706'}
+  assert {row['params'] for row in rows} == {'60074'}
   assert rows[3]['file'] == 'members/l1_0.003_seed_1.npz'
   net = load(workdir / rows[3]['file'])
   leaves = jax.tree.leaves(net.params)
