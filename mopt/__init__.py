@@ -12,6 +12,7 @@ _NAMES = {
   'min_norm': ('gramian', 'kkt_residual', 'min_norm_weights'),
   'objectives': (
     'count_nonzero',
+    'group_norm',
     'l1_norm',
     'l2_norm_squared',
     'lp_norm',

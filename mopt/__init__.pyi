@@ -28,6 +28,7 @@ from mopt.min_norm import gramian as gramian
 from mopt.min_norm import kkt_residual as kkt_residual
 from mopt.min_norm import min_norm_weights as min_norm_weights
 from mopt.objectives import count_nonzero as count_nonzero
+from mopt.objectives import group_norm as group_norm
 from mopt.objectives import l1_norm as l1_norm
 from mopt.objectives import l2_norm_squared as l2_norm_squared
 from mopt.objectives import lp_norm as lp_norm

@@ -214,6 +214,7 @@ def test_stacked_gradients_of_any_tree(tree, m):
 
 # Functions of a tree of parameters or, the last one, of stacked gradients.
 TREE_FUNCTIONS = {
+  'group_norm': mopt.group_norm,
   'l1_norm': mopt.l1_norm,
   'l2_norm_squared': mopt.l2_norm_squared,
   'lp_norm': lambda tree: mopt.lp_norm(tree, 0.5),

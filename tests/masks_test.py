@@ -135,6 +135,7 @@ NONE_CHOSEN = {
 @pytest.mark.parametrize(
   'call',
   [
+    mopt.group_norm,
     mopt.l1_norm,
     mopt.l2_norm_squared,
     lambda params, mask: mopt.lp_norm(params, 0.5, mask),
@@ -143,7 +144,16 @@ NONE_CHOSEN = {
     lambda params, mask: mopt.prune_by_magnitude(1.0, mask).init(params),
     jax.jit(mopt.l1_norm, static_argnums=1),
   ],
-  ids=['l1', 'l2', 'lp', 'count', 'prune', 'prune_by_magnitude', 'jit'],
+  ids=[
+    'group',
+    'l1',
+    'l2',
+    'lp',
+    'count',
+    'prune',
+    'prune_by_magnitude',
+    'jit',
+  ],
 )
 def test_a_function_that_chooses_none_is_refused_with_the_paths(call, mask):
   with pytest.raises(ValueError, match="selects none .*'a', 'b'[.] See"):
@@ -165,6 +175,7 @@ def test_the_first_five_paths_are_named_and_the_others_counted():
   ids=['None', 'True', 'False', *NONE_CHOSEN],
 )
 def test_a_tree_without_leaves_is_nothing_in_peace(tree, mask):
+  assert float(mopt.group_norm(tree, mask)) == 0.0
   assert float(mopt.l1_norm(tree, mask)) == 0.0
   assert float(mopt.l2_norm_squared(tree, mask)) == 0.0
   assert float(mopt.lp_norm(tree, 0.5, mask)) == 0.0
@@ -202,6 +213,7 @@ def test_a_mask_that_is_called_as_a_schedule_says_so(count):
 
 # What every function with a mask does with it.
 MASKED = {
+  'group_norm': mopt.group_norm,
   'l1_norm': mopt.l1_norm,
   'l2_norm_squared': mopt.l2_norm_squared,
   'lp_norm': functools.partial(mopt.lp_norm, p=0.5),

@@ -120,6 +120,76 @@ def test_gradient_of_the_stack_matches_finite_differences_in_float64():
   )
 
 
+def group_float64(kernel):
+  return np.sqrt((kernel**2).reshape(-1, kernel.shape[-1]).sum(axis=0)).sum()
+
+
+GROUPED = {
+  'dense': {'kernel': jnp.array([[3.0, 0.0, -1.0], [4.0, 0.0, 2.0]])},
+  'conv': {'kernel': jnp.arange(-8.0, 16.0).reshape(2, 2, 3, 2)},
+  'bias': jnp.ones(7),
+}
+
+
+@pytest.mark.parametrize('transform', [lambda f: f, jax.jit], ids=['', 'jit'])
+def test_group_norm_sums_the_norms_of_what_enters_each_unit(transform):
+  value, grads = transform(jax.value_and_grad(mopt.group_norm))(GROUPED)
+  assert value.dtype == jnp.float32
+  conv = np.asarray(GROUPED['conv']['kernel'], np.float64)
+  # By hand: 5 and 0 and the root of 5.
+  np.testing.assert_allclose(
+    value, 5 + np.sqrt(5) + group_float64(conv), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    grads['dense']['kernel'],
+    [[0.6, 0, -1 / np.sqrt(5)], [0.8, 0, 2 / np.sqrt(5)]],
+    rtol=1e-6,
+  )
+  np.testing.assert_allclose(
+    grads['conv']['kernel'],
+    finite_difference(lambda x: group_float64(x.reshape(conv.shape)), conv),
+    rtol=1e-6,
+    atol=1e-9,
+  )
+  np.testing.assert_array_equal(grads['bias'], np.zeros(7))
+  alone = mopt.group_norm(GROUPED, mopt.dense_kernels)
+  np.testing.assert_allclose(alone, 5 + np.sqrt(5), rtol=1e-6)
+
+
+@pytest.mark.parametrize('scale', [1e-37, 1e-30, 1e30, 1e37])
+def test_group_norm_neither_overflows_nor_vanishes(scale):
+  kernel = jnp.array([[3.0, 0.0], [4.0, 0.0]]) * scale
+  value, grad = jax.value_and_grad(mopt.group_norm)({'kernel': kernel})
+  np.testing.assert_allclose(value, 5 * scale, rtol=1e-6)
+  np.testing.assert_allclose(grad['kernel'], [[0.6, 0], [0.8, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_group_norm_hides_nothing_that_is_not_finite(bad):
+  kernel = jnp.array([[bad, 1.0], [0.0, 1.0]])
+  np.testing.assert_equal(float(mopt.group_norm({'kernel': kernel})), bad)
+
+
+def test_group_norm_of_nothing_is_zero():
+  for shape in ((0, 3), (3, 0), (2, 0, 4)):
+    kernel = jnp.zeros(shape)
+    value, grad = jax.value_and_grad(mopt.group_norm)({'kernel': kernel})
+    assert (float(value), grad['kernel'].shape) == (0.0, shape)
+  for leaf in (2.0, jnp.ones(3)):  # no groups
+    assert float(mopt.group_norm({'w': leaf}, mask=True)) == 0.0
+
+
+def test_group_norm_of_bfloat16_and_float64_is_accumulated_as_the_others():
+  small = mopt.group_norm({'kernel': jnp.ones((3001, 1), jnp.bfloat16)})
+  assert small.dtype == jnp.float32
+  np.testing.assert_allclose(small, np.sqrt(3001), rtol=1e-6)
+  with jax.enable_x64(True):
+    fine = 1 + 1e-9 * np.arange(6.0).reshape(3, 2)
+    value = mopt.group_norm({'kernel': jnp.asarray(fine)})
+    assert value.dtype == jnp.float64
+    np.testing.assert_allclose(value, group_float64(fine), rtol=1e-15)
+
+
 ZEROS = jnp.array([-1.5, -0.0, 0.0, 1e-30, 3.0])
 SIGNS = np.array([-1.0, 0.0, 0.0, 1.0, 1.0])
 
@@ -694,6 +764,7 @@ def test_an_objective_of_the_parameters_does_not_get_it(name):
 
 
 NORMS = {
+  'group': mopt.group_norm,
   'l1': mopt.l1_norm,
   'l2': mopt.l2_norm_squared,
   'lp': functools.partial(mopt.lp_norm, p=0.5),
@@ -720,7 +791,7 @@ def test_norms_never_get_the_batch(norm, around):
     return jnp.sum(params) * batch * mask
 
   grad_fn = mopt.value_and_stacked_grad(error, objective)
-  params = jnp.array([1.0, -2.0])
+  params = jnp.array([[1.0, -2.0]])
   values, _ = grad_fn(params, False, mask=False)
   np.testing.assert_allclose(values[1], NORMS[norm](params), rtol=1e-6)
   assert values[1] > 1
