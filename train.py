@@ -47,20 +47,33 @@ from mopt.training.workdir import Place
 FLAGS = flags.FLAGS
 
 
-class _Numbers(flags.ArgumentParser):
-  """A comma-separated list of numbers of one type, as a tuple."""
+class _Tuple(flags.ArgumentParser):
+  """What `settings.text` writes: numbers or names, or lists of them."""
 
-  def __init__(self, number: type):
-    self.number = number
-    self.syntactic_help = f'a comma-separated list of {number.__name__}s'
+  def __init__(self, kind: Any):
+    (self.item, _) = get_args(kind)
+    name = 'name' if self.item is str else getattr(self.item, '__name__', '')
+    self.syntactic_help = f'a comma-separated list of {name}s'
+    if get_origin(self.item) is tuple:
+      self.inner = _Tuple(self.item)
+      self.syntactic_help = f'{self.inner.syntactic_help}, or several with ;'
 
   def parse(self, argument):
     if isinstance(argument, tuple):
       return argument
+    if get_origin(self.item) is tuple:
+      return tuple(map(self.inner.parse, argument.split(';')))
     try:
-      return tuple(self.number(text) for text in argument.split(','))
+      return tuple(self.item(text) for text in argument.split(','))
     except ValueError:
       raise ValueError(f'expected {self.syntactic_help}') from None
+
+
+class _Text(flags.ArgumentSerializer):
+  """Writes a tuple, for --help and --flagfile."""
+
+  def serialize(self, value):
+    return settings.text(value)
 
 
 class _Help(flags.BooleanFlag):
@@ -89,9 +102,7 @@ def _define(field: dataclasses.Field) -> None:
   if about.choices:
     flags.DEFINE_enum(field.name, enum_values=about.choices, **rest)
   elif get_origin(kind) is tuple:
-    numbers = _Numbers(get_args(kind)[0])
-    serializer = flags.CsvListSerializer(',')
-    flags.DEFINE(numbers, field.name, serializer=serializer, **rest)
+    flags.DEFINE(_Tuple(kind), field.name, serializer=_Text(), **rest)
   else:
     _KINDS[kind](field.name, **rest)
 

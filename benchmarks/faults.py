@@ -65,7 +65,6 @@ from mopt.training import program as program_lib
 from mopt.training import run
 from mopt.training import signals
 from mopt.training import step as step_lib
-from mopt.training.population import OBJECTIVES
 
 MUTATIONS = ('flip', 'cut', 'delete', 'add', 'swap')
 _TRACES = ('results.csv', 'metrics.jsonl', 'histograms.jsonl')
@@ -399,7 +398,7 @@ def train_poisoned(
     rows, members['poisoned'][len(healthy) :], where.values()
   ):
     leaves = jax.tree.leaves(load(path).variables)
-    name = OBJECTIVES[objective - 1]
+    name = config.objectives[objective - 1]
     says = row['status'].startswith(f"objective '{name}' ")
     says &= row['status'].endswith(f'epoch {epoch + 1} step {step + 1}')
     if not same:

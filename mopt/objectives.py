@@ -114,6 +114,11 @@ def _call_of(objective: Objective) -> _Call:
   )
 
 
+def takes_batch(objective: Objective) -> bool:
+  """Whether `value_and_stacked_grad` hands the batch to an objective."""
+  return _call_of(objective).takes_batch
+
+
 def _innermost(function: Any) -> tuple[Any, frozenset[str]]:
   """What partial and JAX have wrapped, and the keywords that are bound."""
   bound: frozenset[str] = frozenset()

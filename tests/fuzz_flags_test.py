@@ -3,6 +3,7 @@
 The same examples in every run.
 """
 
+import dataclasses
 import math
 import shutil
 
@@ -83,12 +84,18 @@ def assert_can_be_built(config):
   rate = optimizer.learning_rate(config, 125)
   for count in (0, 1, 10**6):
     assert 0 <= float(rate(count)) <= float(jnp.finfo(jnp.float32).max)
-  params = {'kernel': jnp.ones((2, 2))}
-  grads = {'kernel': jnp.array([[[0, 1], [2, -1]], [[0, 3], [1, 1e-9]]])}
-  l1 = max(value or 0 for value in config.l1_values)
-  tx = optimizer.make_optimizer(config, 125, jnp.float32(l1))
+  # Under a path that every pattern which reaches a run has found.
+  params = {'layer1': {'kernel': jnp.ones((2, 2))}}
+  names = config.objectives
+  grads = np.random.default_rng(0).normal(size=(len(names), 2, 2))
+  grads = {'layer1': {'kernel': jnp.asarray(grads, jnp.float32)}}
+  for weights in config.all_weights:
+    assert weights is None or len(weights) == len(names)
+  weights = jnp.array(config.all_weights[-1] or [0] * len(names), jnp.float32)
+  config = dataclasses.replace(config, prunable='dense')
+  tx = optimizer.make_optimizer(config, 125, weights)
   updates, _ = tx.update(grads, tx.init(params), params)
-  assert not np.isnan(updates['kernel']).any()
+  assert not np.isnan(updates['layer1']['kernel']).any()
   assert 0 < np.float32(config.threshold) < math.inf
   assert make_layout(config, jax.devices()).devices
   for seed in config.seed:
@@ -116,7 +123,7 @@ def no_cluster(**kwargs):
 @hypothesis.given(command_lines())
 def test_any_flags(call, tmp_path, monkeypatch, args):
   runs = []
-  note = lambda config, *args, **kwargs: runs.append(config)
+  note = lambda job, *args: runs.append(job.config)
   monkeypatch.setattr(train.training, 'run', note)
   monkeypatch.setattr(train.training, 'search', note)
   monkeypatch.setattr(jax.distributed, 'initialize', no_cluster)

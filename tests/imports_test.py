@@ -50,8 +50,8 @@ augment batches evaluation optimizer
 calls
 layout
 population
-job
 objectives
+job
 network
 workdir
 data

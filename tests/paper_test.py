@@ -85,9 +85,9 @@ def _leave_files(config, workdir):
   if config.model == 'vgg':
     layers = ('denselayer',)
   rows = [
-    _made_up_row(l1, seed, layers)
+    _made_up_row(weights and weights[1], seed, layers)
     for seed in config.seed
-    for l1 in config.l1_values
+    for weights in config.all_weights
   ]
   training_results.mark_front(rows, 'train')
   files.write_csv(workdir / 'results.csv', rows)
@@ -204,7 +204,7 @@ def test_flag_files_are_settings_of_the_trainer(parse, training, is_quick):
     assert config.max_runs == (4 if is_quick else 20)
     assert config.search_epochs == (1 if is_quick else 10)
   else:
-    assert len(config.l1_values) <= (4 if is_quick else 16)
+    assert len(config.all_weights) <= (4 if is_quick else 16)
   if is_quick:
     assert config.epochs <= 2
     assert config.dataset == 'mnist5k' or config.train_size == 640
@@ -465,6 +465,8 @@ def test_what_is_kept_is_what_the_plan_trains(parse):
     assert not any(part.startswith('/') for part in result.command)
     # A setting that there was not yet, or left to the trainer, makes none.
     asked = json.loads(json.dumps(dataclasses.asdict(parse(piece.flags)[0])))
+    # The same, by another name.
+    asked['conv_l2'] = asked['conv_l2'] or 1e-4
     names = (asked.keys() & result.config.keys()) - {'data_dir'}
     assert len(names) > 25
     for name in names:

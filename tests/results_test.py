@@ -340,7 +340,13 @@ def test_columns_speak_the_names_of_any_number_of_objectives():
   failure = Failure(*np.array([[0, 3], [0, 1], [0, 5]]))
   scores = dict.fromkeys(('train', 'val', 'test'), known)
   ok, failed = records.result_rows(
-    names, members, scores, counts, failure, chance=0.1
+    names,
+    members,
+    scores,
+    counts,
+    failure,
+    layers=['nonzeros_a_b'],
+    chance=0.1,
   )
   assert ok == {
     **{'seed': 3, 'weight_error': 1.0, 'weight_l1': 3e-4},
@@ -592,7 +598,9 @@ def test_histograms_are_logged_every_fifth_epoch_but_not_twice(tmp_path):
   metrics = Metrics(
     *(pairs, pairs, np.zeros((2, 1)), pairs, pairs, pairs), nothing, nothing
   )
-  counts = Complexity(NonzeroCount(nothing, {}), {}, nothing, nothing)
+  counts = Complexity(
+    NonzeroCount(nothing, {}, np.array([4, 4])), {}, nothing, nothing
+  )
   config = Config(
     epochs=10,
     l1=(1e-4, 1e-3),

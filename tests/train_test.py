@@ -371,9 +371,9 @@ def started(call, monkeypatch):
   """Calls train.py up to the run; returns what the run is called with."""
   runs = []
 
-  def note(config, model, data, workdir, *args, resume=None, should_stop):
-    assert not should_stop()
-    runs.append((config, model, data, workdir, resume))
+  def note(job, resume=None):
+    assert not job.should_stop()
+    runs.append((*job[:4], resume))
 
   monkeypatch.setattr(train.training, 'run', note)
   monkeypatch.setattr(train.training, 'search', note)

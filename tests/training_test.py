@@ -308,9 +308,9 @@ def test_a_network_without_dense_layers_is_refused(digits):
   with pytest.raises(ValueError) as error:
     check_fit(_config(), Convolutional(), digits)
   assert str(error.value) == (
-    'model: expected a dense layer, a leaf named kernel with two axes, to '
-    'penalise, prune and count the weights of; its leaves are conv1/bias, '
-    'conv1/kernel, conv2/bias, conv2/kernel.'
+    'prunable=dense: expected a dense layer, a leaf named kernel with two '
+    'axes, to penalise, prune and count the weights of; the leaves of the network are '
+    'conv1/bias, conv1/kernel, conv2/bias, conv2/kernel.'
   )
 
 
@@ -782,7 +782,7 @@ def test_nothing_turns_into_float64_with_x64(digits, optimizer, model):
     image = jnp.zeros((1, 28, 28, 1), jnp.float32)
     variables = dict(model.init(jax.random.key(0), image))
     params = variables.pop('params')
-    tx = optimizer_lib.make_optimizer(config, 20, jnp.float32(1))
+    tx = optimizer_lib.make_optimizer(config, 20, jnp.ones(2, jnp.float32))
     never = step_lib.Failure(*[jnp.int32(0)] * 3)
     return step_lib.State(params, variables, tx.init(params), never)
 
@@ -792,7 +792,7 @@ def test_nothing_turns_into_float64_with_x64(digits, optimizer, model):
     batches = batches_lib.make_batches(config, np.arange(640)[None], layout)
     return state, step_lib.train_steps(
       *(Job(config, model, digits), 20, None, state),
-      jnp.ones((1,), jnp.float32),
+      jnp.ones((1, 2), jnp.float32),
       jax.random.split(jax.random.key(0), 1),
       np.int32(0),
       Split(*map(jnp.asarray, digits.train)),

@@ -38,11 +38,14 @@ _OTHER = dict(
   model='vgg',
   compute_dtype='bfloat16',
   optimizer='sgd',
+  objectives=('error', 'l2'),
+  weights=((1.0, 1e-4), (1.0, 2e-4)),
   l1=(1e-4, 1e-3),
   scalarization='convex',
   conv_l2=0.0,
   conv_l2_in_both=True,
   prune='epoch',
+  prunable='kernels',
   threshold=1e-4,
   learning_rate=0.1,
   end_rate=0.01,
@@ -67,6 +70,7 @@ _OTHER = dict(
   levels=3,
   max_runs=21,
   select_on='test',
+  front_column='l1',
 )
 # All that is said of what changes no result but by rounding.
 _MAY_CHANGE = {'data_dir', 'stream', 'parallel', 'profile', 'checkpoint_every'}

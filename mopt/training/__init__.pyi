@@ -14,6 +14,7 @@ from mopt.training import knee_search as knee_search
 from mopt.training import layout as layout
 from mopt.training import loop as loop
 from mopt.training import network as network
+from mopt.training import objectives as objectives
 from mopt.training import optimizer as optimizer
 from mopt.training import output as output
 from mopt.training import own_data as own_data

@@ -1,6 +1,7 @@
 """The settings of a run, checked where they enter."""
 
 import dataclasses
+import re
 
 from mopt.training.settings import at_least
 from mopt.training.settings import below_1
@@ -28,9 +29,34 @@ SELECT_ON = ('val', 'test')
 DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3)
 
 
+def _objectives(names: tuple[str, ...]) -> str | None:
+  """What was expected in place of names of objectives; who knows them checks
+  them, too."""
+  is_good = lambda name: re.fullmatch(r'[^\s:;,/]+(:[-+.\w]+)?', name)
+  if len(names) < 2 or names[0] != 'error' or not all(map(is_good, names)):
+    return 'error, and then at least one other, NAME or NAME:NUMBER'
+  return 'no name twice' if len(set(names)) < len(names) else None
+
+
+def _weights(members: tuple[tuple[float, ...], ...]) -> str | None:
+  is_good = lambda weights: (
+    all(0 <= x <= LARGEST for x in weights) and any(weights)
+  )
+  wanted = 'numbers >= 0, finite in float32, not all 0'
+  return distinct(is_good, wanted, 'member')(members)
+
+
+def _pattern(text: str) -> str | None:
+  try:
+    re.compile(text)
+  except re.error as error:
+    return f'dense, kernels, all or a regular expression ({error})'
+  return None if text else 'dense, kernels, all or a regular expression'
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A run: one network for each pair of an l1 weight and a seed, or a search.
+  """A run: a network for each pair of weights and a seed, or a search.
 
   The defaults are the paper's for LeNet-5 (section 6.1, and the authors' code
   where the paper is silent), on the digits that come with the extra `[train]`.
@@ -120,10 +146,26 @@ class Config:
     'every step.',
     choices=OPTIMIZERS,
   )
+  objectives: tuple[str, ...] = setting(
+    ('error', 'l1'),
+    'objectives',
+    'What is minimised: the error and, of the weights that may be pruned, l1 '
+    '(sum of magnitudes), l2 (sum of squares), group (norms of what enters '
+    'each unit or filter, summed) and lp:P (sum of smoothed powers, 0 < P < 1, '
+    'default 0.5). See docs/objectives.md.',
+    check=_objectives,
+  )
+  weights: tuple[tuple[float, ...], ...] | None = setting(
+    None,
+    'objectives',
+    'A weight for each of the objectives, as 1,3e-4,1e-4, is a member of the '
+    'population for each seed; several are separated by semicolons.',
+    check=_weights,
+  )
   l1: tuple[float, ...] | None = setting(
     None,
     'objectives',
-    'Weights of the l1 norm of dense kernels. The members of the population '
+    'Short for --weights=1,L1 of two objectives. The members of the population '
     f'are all pairs of a weight and a seed (default: {text(DEFAULT_L1)}).',
     check=distinct(
       lambda x: 0 <= x <= LARGEST, 'numbers >= 0, finite in float32'
@@ -132,28 +174,37 @@ class Config:
   scalarization: str = setting(
     'penalty',
     'objectives',
-    'penalty: error + l1 * complexity, equation (2) of the paper; convex: '
-    '(1 - l1) * error + l1 * complexity, equation (7).',
+    'What --l1 means. penalty: error + l1 * complexity, equation (2) of the '
+    'paper; convex: (1 - l1) * error + l1 * complexity, equation (7).',
     choices=SCALARIZATIONS,
   )
-  conv_l2: float = setting(
-    1e-4,
+  conv_l2: float | None = setting(
+    None,
     'objectives',
-    'Times the sum of squares of convolution kernels, added to the error.',
+    'Times the sum of squares of convolution kernels, added to the error '
+    '(default: 1e-4, or 0 where they are prunable).',
     check=not_negative,
   )
   conv_l2_in_both: bool = setting(
     False,
     'objectives',
-    "Add it to the complexity, too, as the authors' code does.",
+    "Add it to the second objective, too, as the authors' code does.",
   )
   prune: str = setting(
     'batch',
     'pruning',
-    'When dense weights below the threshold become 0: never, after training, '
-    'after each epoch, or after each batch. All but none also prune before '
-    'training and after it.',
+    'When weights below the threshold become 0: never, after training, after '
+    'each epoch, or after each batch. All but none also prune before training '
+    'and after it.',
     choices=PRUNE,
+  )
+  prunable: str = setting(
+    'dense',
+    'pruning',
+    'What is penalised, pruned and counted: the kernels of dense layers, as in '
+    'the paper; kernels, those of convolutions, too; all parameters; or those '
+    'in whose path, such as layer1/kernel, this regular expression is found.',
+    check=_pattern,
   )
   threshold: float = setting(
     1e-3,
@@ -291,13 +342,68 @@ class Config:
     'did, and makes the test error of the knee too good.',
     choices=SELECT_ON,
   )
+  front_column: str | None = setting(
+    None,
+    'search',
+    'A column of results.csv that is small at best, such as group or '
+    'nonzeros_all: the front is one of (error, nonzeros, this). The knee stays '
+    'that of the first two.',
+  )
 
   def __post_init__(self):
     check_each(self)
+    self._check_weights()
     if self.l1 is not None:
       self._check_l1(self.l1)
     if self.is_search:
       self._check_search()
+
+  def _check_weights(self):
+    m = len(self.objectives)
+    others = ' and '.join(self.objectives[1:])
+    if m > 2:
+      for name, usual in (
+        ('l1', None),
+        ('scalarization', 'penalty'),
+        ('conv_l2_in_both', False),
+        ('search', 'none'),
+      ):
+        value = getattr(self, name)
+        if value != usual:
+          raise ValueError(
+            f'{name}={text(value)}: expected two objectives, got '
+            f'{text(self.objectives)}.'
+          )
+    if self.weights is None:
+      if m > 2 and not self.is_multiobjective:
+        raise ValueError(
+          f'weights=: expected the weights of error, {others} for '
+          f'{self.optimizer}, as 1,3e-4,1e-4; or one of '
+          f'{", ".join(MULTIOBJECTIVE)}, which find them.'
+        )
+      return
+    found = text(self.weights)
+    if self.is_multiobjective:
+      raise ValueError(
+        f'weights={found}: {self.optimizer} finds its own weights at every '
+        f'step; expected no weights, or one of {", ".join(WEIGHTED_SUM)}.'
+      )
+    for name, usual in (
+      ('l1', None),
+      ('scalarization', 'penalty'),
+      ('search', 'none'),
+    ):
+      value = getattr(self, name)
+      if value != usual:
+        raise ValueError(
+          f'weights={found}: expected no weights with {name}={text(value)}.'
+        )
+    for weights in self.weights:
+      if len(weights) != m:
+        raise ValueError(
+          f'weights={text(weights)}: expected {m} numbers, for '
+          f'{text(self.objectives)}.'
+        )
 
   def _check_l1(self, values: tuple[float, ...]):
     found = text(values)
@@ -352,11 +458,19 @@ class Config:
     return self.optimizer in MULTIOBJECTIVE
 
   @property
-  def l1_values(self) -> tuple[float | None, ...]:
-    """The l1 weights of the population; one `None` if they are found."""
+  def all_weights(self) -> tuple[tuple[float, ...] | None, ...]:
+    """The weights of each member of a seed; one `None` if they are found.
+
+    Those of `l1` by equations (2) and (7) of Reiners et al., 2020.
+    """
     if self.is_multiobjective:
       return (None,)
-    return DEFAULT_L1 if self.l1 is None else self.l1
+    if self.weights is not None:
+      return self.weights
+    l1_values = DEFAULT_L1 if self.l1 is None else self.l1
+    if self.scalarization == 'penalty':
+      return tuple((1.0, l1) for l1 in l1_values)
+    return tuple((1.0 - l1, l1) for l1 in l1_values)
 
   @property
   def augmentation(self) -> tuple[float, float, bool]:

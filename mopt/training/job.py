@@ -1,8 +1,9 @@
 """What a run is made from: it goes from train.py to the step as one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import pathlib
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -41,3 +42,8 @@ class Job(NamedTuple):
   # markup.
   console: Console = Console(markup=False)
   should_stop: Callable[[], bool] = lambda: False  # Asked after each epoch.
+  # Objectives of your own by name, which `config.objectives` lists: functions
+  # of `(params)`, or of `(params, batch)`, whose values are averaged over the
+  # devices that share a batch. The batch has `images`, as the network gets
+  # them, and `labels`.
+  objectives: Mapping[str, Callable[..., Any]] = MappingProxyType({})

@@ -26,7 +26,8 @@ from mopt.training.data import fingerprint
 from mopt.training.data import SPLIT_NAMES
 from mopt.training.job import Job
 from mopt.training.loop import train_members
-from mopt.training.program import check_fit
+from mopt.training.objectives import counted
+from mopt.training.program import check_job
 from mopt.training.single_run import environment
 from mopt.training.single_run import run
 from mopt.training.single_run import selection_split
@@ -39,7 +40,8 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
 
   In the folder: config.json; results.csv, all trainings of the levels that are
   done, replaced as a whole after each level; front.png and search.png of them;
-  a folder of logs and networks per level; and `knee_l1_*`, what
+  a folder of logs and networks per level; and `knee_l1_*` (or of the name
+  of the other second objective), what
   `mopt.training.run` leaves of the weight of the knee, with all seeds. Levels
   train `config.search_epochs` (a third of the epochs by default) with the first
   of the seeds.
@@ -60,7 +62,7 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
   workdir = pathlib.Path(job.workdir)
   job = job._replace(workdir=workdir)
   config, data, console = job.config, job.data, job.console
-  check_fit(config, job.model, data)
+  check_job(job)
   strategy = make_strategy(config)
   split = selection_split(config, data)
   state = strategy.init()
@@ -75,8 +77,8 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
     weights = strategy.ask(state).tolist()
     text = ', '.join(f'{weight:.3g}' for weight in weights)
     console.print(
-      f'level {level}: l1 {text} ({len(rows)} of at most {config.max_runs} '
-      'trainings done)',
+      f'level {level}: {config.objectives[1]} {text} '
+      f'({len(rows)} of at most {config.max_runs} trainings done)',
       soft_wrap=True,
       highlight=False,
     )
@@ -91,11 +93,12 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
     ]
     state = _tell(config, strategy, state, new, split)
     rows += new
-    records.mark_front(rows, split)
+    records.mark_front(rows, split, config.front_column)
     files.write_csv(workdir / 'results.csv', rows)
     _draw(config, workdir, rows, split)
-  console.print(table(rows, split))
-  knee = next((row['weight_l1'] for row in rows if row['knee']), None)
+  console.print(table(config.objectives, rows, split))
+  chosen = _weights(config, [row for row in rows if row['knee']])
+  knee = chosen[0] if chosen else None
   found = []
   if knee is None:
     console.print('No knee: fewer than three points, or none below their line.')
@@ -173,9 +176,13 @@ def _replay(
 
 
 def _tell(config, strategy, state, rows, split) -> strategies.SearchState:
-  weights = [row['weight_l1'] for row in rows]
   objectives = [_objectives(config, row, split) for row in rows]
-  return strategy.tell(state, weights, objectives)
+  return strategy.tell(state, _weights(config, rows), objectives)
+
+
+def _weights(config: Config, rows) -> list[float]:
+  """What was asked for: the weights of the second objective."""
+  return [row[f'weight_{config.objectives[1]}'] for row in rows]
 
 
 def _objectives(config: Config, row, split: str) -> tuple[float, float]:
@@ -186,7 +193,7 @@ def _objectives(config: Config, row, split: str) -> tuple[float, float]:
   go by what front and knee are judged by, where it is a failure.
   """
   if config.search in ('dichotomic', 'stochastic_dichotomic'):
-    return row[f'ce_{split}'], row['l1']
+    return row[f'ce_{split}'], row[config.objectives[1]]
   return _judged(row, split)
 
 
@@ -228,9 +235,10 @@ def _keep_if_of(settings: Config, folder: pathlib.Path) -> None:
 
 def _train_knee(job: Job, knee: float) -> list[dict[str, Any]]:
   config = job.config
-  folder = job.workdir / f'knee_l1_{knee:g}'
+  name = config.objectives[1].partition(':')[0]
+  folder = job.workdir / f'knee_{name}_{knee:g}'
   job.console.print(
-    f'knee: l1 {knee:.3g}, now {config.epochs} epochs with seed '
+    f'knee: {name} {knee:.3g}, now {config.epochs} epochs with seed '
     f'{",".join(map(str, config.seed))}',
     highlight=False,
   )
@@ -272,6 +280,7 @@ def _draw(config, workdir, rows, split, retrained=()) -> None:
     f'{title}: {len(rows)} trainings, knee by {name} error',
     split,
     retrained,
+    counted=counted(config),
   )
   plots.plot_search(
     workdir / 'search.png', hypervolumes(rows, split), f'{title}, {name} data'

@@ -142,7 +142,7 @@ def make_layout(config: Config, devices: Sequence[jax.Device]) -> Layout:
   Raises:
     ValueError: if members are to be spread over processes.
   """
-  size = len(config.seed), len(config.l1_values)
+  size = len(config.seed), len(config.all_weights)
   is_single = size == (1, 1) and devices[0].platform != 'cpu'
   is_several = len({device.process_index for device in devices}) > 1
   if is_several and config.parallel == 'members':

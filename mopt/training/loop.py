@@ -19,7 +19,6 @@ from rich.progress import TimeElapsedColumn
 from rich.progress import TimeRemainingColumn
 
 import mopt
-from mopt.masks import masked_leaves
 from mopt.training import checkpoints
 from mopt.training import files
 from mopt.training import network
@@ -34,10 +33,11 @@ from mopt.training.evaluation import Evaluation
 from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import split_members
+from mopt.training.objectives import leaf_columns
+from mopt.training.objectives import prunable
 from mopt.training.population import file_names
 from mopt.training.population import make_population
 from mopt.training.population import Member
-from mopt.training.population import OBJECTIVES
 
 
 class Interrupted(Exception):
@@ -76,18 +76,20 @@ def train_members(
     for split in SPLIT_NAMES
   }
   labels = np.asarray(data.train.labels)
+  variables = program.layout.collect(state.variables)
+  one = next(split_members(variables['params']))
   rows = records.result_rows(
-    OBJECTIVES,
+    config.objectives,
     members,
     scores,
     program.complexity(state),
     program.layout.collect(state.failure),
+    # Of a bias no weight is needed.
+    layers=leaf_columns(config, one, min_axes=2),
     chance=np.bincount(labels).max() / len(labels),
   )
-  variables = program.layout.collect(state.variables)
   _save_members(job, members, variables)
-  names = file_names(members, config.optimizer)
-  paths = [f'members/{name}.npz' for name in names]
+  paths = [f'members/{name}.npz' for name in file_names(config)]
   return [row | {'file': path} for row, path in zip(rows, paths)]
 
 
@@ -105,15 +107,15 @@ def _train(
   config, workdir, console = job.config, job.workdir, job.console
   steps = steps_per_epoch(config, len(job.data.train.labels))
   rate = optimizer_lib.learning_rate(config, steps)
-  layout = program.layout
+  layout, names = program.layout, config.objectives
 
   def log_histograms(epoch, when, state):
     head = {'epoch': epoch, 'when': when}
     params = layout.collect(state.params)
-    files.append_jsonl(
-      workdir / 'histograms.jsonl',
-      records.histogram_records(OBJECTIVES, members, head, params),
+    new = records.histogram_records(
+      config.objectives, members, head, params, prunable(config)
     )
+    files.append_jsonl(workdir / 'histograms.jsonl', new)
 
   start, state = _start(job, program)
   if start == 0:
@@ -141,7 +143,7 @@ def _train(
       }
       files.append_jsonl(
         workdir / 'metrics.jsonl',
-        records.epoch_records(OBJECTIVES, members, head, metrics, val, counts),
+        records.epoch_records(names, members, head, metrics, val, counts),
       )
       summary = _summary(metrics, val, counts)
       progress.update(task, advance=1, description=summary)
@@ -149,13 +151,13 @@ def _train(
         console.print(
           f'epoch {number + 1}/{config.epochs}  {summary}', soft_wrap=True
         )
-      _report_failures(members, failed, layout.collect(state.failure), console)
+      _report_failures(job, members, failed, layout.collect(state.failure))
       stop = processes.any_of(job.should_stop())
       is_last = number + 1 == config.epochs
       if stop or is_last or (number + 1) % config.checkpoint_every == 0:
         tree = layout.collect(state)
         if processes.is_first():
-          saved.save(number + 1, tree, _score(tree, metrics, val, counts))
+          saved.save(number + 1, tree, _score(metrics, val, counts))
       if stop and not is_last:
         saved.finish()
         raise Interrupted(f'{workdir}: stopped after epoch {number + 1}.')
@@ -208,28 +210,28 @@ def _cut_log(path: pathlib.Path, epoch: int) -> None:
 
 
 def _report_failures(
+  job: Job,
   members: Sequence[Member],
   before: np.ndarray,
   failure: step_lib.Failure,
-  console: Console,
 ) -> None:
+  names = job.config.objectives
   for index in np.flatnonzero(before != failure.objective).tolist():
-    console.print(
-      f'{members[index].label}: stopped, '
-      f'{records.describe_failure(OBJECTIVES, failure, index)}; the network '
+    job.console.print(
+      f'{members[index].label(names)}: stopped, '
+      f'{records.describe_failure(names, failure, index)}; the network '
       'before that step is kept',
       soft_wrap=True,
       highlight=False,
     )
 
 
-def _score(tree, metrics, val, counts) -> float:
+def _score(metrics, val, counts) -> float:
   """Hypervolume of the population, in (error, ln nonzeros)."""
   accuracy = metrics.accuracy if np.isnan(val.accuracy).any() else val.accuracy
   nonzeros = np.maximum(counts.nonzeros.total, 1)
   points = np.column_stack([1 - accuracy, np.log(nonzeros)])
-  one = next(split_members(tree.params))
-  total = sum(x.size for _, x in masked_leaves(mopt.dense_kernels, one))
+  total = int(counts.nonzeros.size[0])
   points = points[np.isfinite(points).all(axis=1)]
   return mopt.hypervolume(points, (1.0, math.log(total) + 1))
 
@@ -276,7 +278,7 @@ def _save_members(job: Job, members: Sequence[Member], variables: Any) -> None:
   config, data = job.config, job.data
   folder = job.workdir / 'members'
   folder.mkdir()
-  names = file_names(members, config.optimizer)
+  names = file_names(config)
   for name, member in zip(names, split_members(variables)):
     network.save(
       folder / f'{name}.npz',

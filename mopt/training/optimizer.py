@@ -3,11 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import mopt
 from mopt.training.config import Config
+from mopt.training.objectives import prunable
 
 PyTree = Any
 
@@ -29,52 +29,48 @@ def learning_rate(config: Config, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: Config, steps: int, l1: jax.Array
+  config: Config, steps: int, weights: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
-  """The chain of one member. `l1` may be traced."""
+  """The chain of one member; its weights of the objectives may be traced."""
   rate = learning_rate(config, steps)
-  if config.scalarization == 'penalty':
-    weights = jnp.stack([jnp.ones_like(l1), l1])  # equation (2)
-  else:
-    weights = jnp.stack([1 - l1, l1])  # equation (7)
+  many = dict(num_objectives=len(config.objectives))
   weighted_sum = mopt.fixed_weights(weights)
+  aggregate = mopt.aggregate(weighted_sum, **many)
   rms = dict(decay=config.rms_decay, eps=config.eps or 1e-7)
   adam = dict(b1=config.b1, b2=config.b2, eps=config.eps or 1e-8)
   sgd = dict(momentum=config.momentum or None, nesterov=config.nesterov)
   match config.optimizer:
     case 'smgd':
-      optimizer = mopt.smgd(rate, **sgd)
+      optimizer = mopt.smgd(rate, **sgd, **many)
     case 'mrmsprop':
-      optimizer = mopt.mrmsprop(rate, **rms)
+      optimizer = mopt.mrmsprop(rate, **rms, **many)
     case 'madam':
-      optimizer = mopt.madam(rate, **adam)
+      optimizer = mopt.madam(rate, **adam, **many)
     # The others sum the gradients first, and so optimise the weighted sum.
     case 'sgd':
-      optimizer = mopt.smgd(rate, **sgd, weighting=weighted_sum)
+      optimizer = mopt.smgd(rate, **sgd, **many, weighting=weighted_sum)
     case 'rmsprop':
       optimizer = optax.chain(
-        mopt.aggregate(weighted_sum),
+        aggregate,
         optax.scale_by_rms(**rms, eps_in_sqrt=False),
         optax.scale_by_learning_rate(rate),
       )
     case _:
-      optimizer = optax.chain(
-        mopt.aggregate(weighted_sum), optax.adam(rate, **adam)
-      )
+      optimizer = optax.chain(aggregate, optax.adam(rate, **adam))
   if config.prune in ('epoch', 'batch'):
     every = 1 if config.prune == 'batch' else steps
     pruning = mopt.prune_by_magnitude(
-      config.threshold, mask=mopt.dense_kernels, every=every
+      config.threshold, mask=prunable(config), every=every
     )
     optimizer = optax.chain(optimizer, pruning)
   return optimizer
 
 
 def prune(config: Config, params: PyTree) -> PyTree:
-  """Prunes the dense kernels of a member, unless it is never to be done.
+  """Prunes a member, unless it is never to be done.
 
   All strategies but none do so at the start and at the end.
   """
   if config.prune == 'none':
     return params
-  return mopt.prune(params, config.threshold, mopt.dense_kernels(params))
+  return mopt.prune(params, config.threshold, prunable(config))

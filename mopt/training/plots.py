@@ -22,6 +22,7 @@ def plot_front(
   title: str,
   split: str = 'test',
   retrained: Sequence[dict[str, Any]] = (),
+  counted: str = 'in the dense layers',
 ) -> None:
   """Draws accuracy against nonzeros, the front and its knee.
 
@@ -35,12 +36,13 @@ def plot_front(
     title: above the axes.
     split: whose accuracy is drawn: `'train'`, `'val'` or `'test'`.
     retrained: rows of networks that were trained longer, drawn as stars.
+    counted: which weights the nonzeros are of.
   """
   alive = [row for row in rows if row.get('status', 'ok') == 'ok']
   picture = figure.Figure(figsize=(6.4, 4.4), layout='constrained', dpi=150)
   axes = picture.add_subplot()
   accuracy = lambda row: 100 * row[f'accuracy_{split}']
-  weights = [row['weight_l1'] for row in alive if row['weight_l1']]
+  weights = list(filter(None, map(_weight, alive)))
   norm = None
   if weights:
     low, high = min(weights), max(weights)
@@ -51,20 +53,24 @@ def plot_front(
     )
 
   def color(row):
-    if norm is None or row['weight_l1'] is None:
+    weight = _weight(row)
+    if norm is None or weight is None:
       return '0.4'
-    return _COLORMAP(norm(row['weight_l1'])) if row['weight_l1'] else '0.6'
+    return _COLORMAP(norm(weight)) if weight else '0.6'
 
   front = sorted(
     (row for row in alive if row['pareto']), key=lambda row: row['nonzeros']
   )
-  axes.plot(
-    [row['nonzeros'] for row in front],
-    [accuracy(row) for row in front],
-    color='0.75',
-    linewidth=1,
-    zorder=1,
-  )
+  heights = [accuracy(row) for row in front]
+  # A front of three is no line.
+  if heights == sorted(heights):
+    axes.plot(
+      [row['nonzeros'] for row in front],
+      heights,
+      color='0.75',
+      linewidth=1,
+      zorder=1,
+    )
   for group in _by_weight(alive):
     _cross(axes, group, accuracy, color(group[0]))
   for row in alive:
@@ -107,13 +113,14 @@ def plot_front(
     axes.legend(loc='lower right', fontsize='small')
   if norm is not None:
     scale = matplotlib.cm.ScalarMappable(norm, _COLORMAP)
-    picture.colorbar(scale, ax=axes, label='l1 weight')
+    label = f'{list(_weights(alive[0]))[-1].removeprefix("weight_")} weight'
+    picture.colorbar(scale, ax=axes, label=label)
   axes.set_xscale('log')
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:,.0f}'))
   axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-  axes.set_xlabel('nonzero weights in the dense layers')
+  # A pattern, and the name of a file, may hold what begins a formula.
+  axes.set_xlabel(f'nonzero weights {counted}', parse_math=False)
   axes.set_ylabel(f'{SPLIT_NAMES[split]} accuracy (%)')
-  # The name of a file may hold what begins a formula.
   axes.set_title(title, fontsize='medium', parse_math=False)
   axes.grid(alpha=0.3)
   failed = len(rows) - len(alive)
@@ -128,11 +135,22 @@ def plot_front(
   picture.savefig(path)
 
 
+def _weights(row) -> dict[str, float | None]:
+  """The weights of the objectives, by the names of their columns."""
+  return {name: x for name, x in row.items() if name.startswith('weight_')}
+
+
+def _weight(row) -> float | None:
+  """That of the second objective, if there are but two."""
+  weights = list(_weights(row).values())
+  return weights[-1] if len(weights) <= 2 else None
+
+
 def _by_weight(rows) -> list[list[dict[str, Any]]]:
   """Rows of each weight that has more than one."""
-  groups: dict[float | None, list[dict[str, Any]]] = {}
+  groups: dict[Any, list[dict[str, Any]]] = {}
   for row in rows:
-    groups.setdefault(row['weight_l1'], []).append(row)
+    groups.setdefault(tuple(_weights(row).values()), []).append(row)
   return [group for group in groups.values() if len(group) > 1]
 
 

@@ -9,20 +9,12 @@ from typing import Any, NamedTuple
 
 from mopt.training.config import Config
 
-# The objectives of a run, in their order; files call their columns by them.
-OBJECTIVES = ('error', 'l1')
-
 
 class Member(NamedTuple):
   """One network that is trained."""
 
   seed: int
   weights: tuple[float, ...] | None  # Of the objectives; None: it finds them.
-
-  @property
-  def l1(self) -> float | None:
-    """The weight of the l1 norm."""
-    return None if self.weights is None else self.weights[1]
 
   def columns(self, names: Sequence[str]) -> dict[str, Any]:
     """What tells it in a table or a log, with objectives of these names."""
@@ -31,36 +23,48 @@ class Member(NamedTuple):
     return {'seed': self.seed, **dict(zip(labels, weights, strict=True))}
 
   @property
-  def label(self) -> str:
+  def is_short(self) -> bool:
+    """Whether the weight of the second of two objectives says it all."""
+    if self.weights is None or len(self.weights) != 2:
+      return False
+    first, second = self.weights
+    return first in (1, 1 - second)
+
+  def label(self, names: Sequence[str]) -> str:
     """What names it in a sentence."""
-    name = 'found weights' if self.l1 is None else f'l1 {self.l1:g}'
-    return f'{name}, seed {self.seed}'
+    if self.weights is None:
+      found = 'found weights'
+    elif self.is_short:
+      found = f'{names[1]} {self.weights[1]:g}'
+    else:
+      found = f'weights {",".join(f"{x:g}" for x in self.weights)}'
+    return f'{found}, seed {self.seed}'
 
 
 def make_population(config: Config) -> tuple[Member, ...]:
   """All weights of the first seed, all of the second, and so on."""
-
-  def weights(l1):
-    if l1 is None:
-      return None
-    # Equations (2) and (7) of Reiners et al., 2020.
-    return (1.0 if config.scalarization == 'penalty' else 1.0 - l1, l1)
-
   return tuple(
-    Member(seed, weights(l1)) for seed in config.seed for l1 in config.l1_values
+    Member(seed, weights)
+    for seed in config.seed
+    for weights in config.all_weights
   )
 
 
-def file_names(members: Sequence[Member], optimizer: str) -> list[str]:
+def file_names(config: Config) -> list[str]:
   """A name for the file of each member, without its ending."""
-  known = {member.l1 for member in members if member.l1 is not None}
-  # Short, unless two weights would have one name.
-  is_short = len({f'{l1:g}' for l1 in known}) == len(known)
+  members = make_population(config)
+  second = config.objectives[1].partition(':')[0]
+  every = {weights for weights in config.all_weights if weights is not None}
 
-  def name(member):
-    if member.l1 is None:
-      return f'{optimizer}_seed_{member.seed}'
-    number = f'{member.l1:g}' if is_short else repr(member.l1)
-    return f'l1_{number}_seed_{member.seed}'
+  def name(member, form):
+    if member.weights is None:
+      return config.optimizer
+    if all(other.is_short for other in members):
+      return f'{second}_{form(member.weights[1])}'
+    return '_'.join(['weights', *map(form, member.weights)])
 
-  return [name(member) for member in members]
+  short = lambda x: f'{x:g}'
+  # Unless two weights would have one name.
+  is_good = len({name(Member(0, x), short) for x in every}) == len(every)
+  form = short if is_good else repr
+  return [f'{name(member, form)}_seed_{member.seed}' for member in members]

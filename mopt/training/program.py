@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import mopt
-from mopt.masks import path_name
 from mopt.training import calls
 from mopt.training import optimizer as optimizer_lib
 from mopt.training.batches import make_batches
@@ -25,12 +24,18 @@ from mopt.training.config import Config
 from mopt.training.data import check_augmentation
 from mopt.training.data import check_data
 from mopt.training.data import Dataset
+from mopt.training.data import Split
 from mopt.training.evaluation import Evaluation
 from mopt.training.evaluation import make_evaluate
 from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
 from mopt.training.layout import over_devices
+from mopt.training.objectives import check_objectives
+from mopt.training.objectives import check_prunable
+from mopt.training.objectives import leaf_columns
+from mopt.training.objectives import make_objectives
+from mopt.training.objectives import prunable
 from mopt.training.step import Failure
 from mopt.training.step import Metrics
 from mopt.training.step import State
@@ -63,24 +68,40 @@ class Program(NamedTuple):
 
 
 def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
-  """Raises unless batches, network and data go together, at no cost.
+  """`check_job` of what the settings, a network and data make by themselves."""
+  check_job(Job(config, model, data))
+
+
+def check_job(job: Job) -> None:
+  """Raises unless all that a run is made from goes together, at no cost.
 
   Raises:
     ValueError: for data that `mopt.training.data.check_data` refuses, a batch
       larger than the data, examples that cannot be moved as asked, a network
-      that `mopt.training.calls.check` refuses, or one without a dense layer,
-      whose complexity would be 0.
+      that `mopt.training.calls.check` refuses, one in which nothing is to be
+      pruned, objectives that are unknown or give no number, or a column of the
+      front that results.csv does not have.
   """
+  config, model, data = job.config, job.model, job.data
   check_data(data)
   check_augmentation(config, data)
   steps_per_epoch(config, len(data.train.labels))
   params = calls.check(config.model, model, data)
-  if not any(jax.tree.leaves(mopt.dense_kernels(params))):
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    names = ', '.join(path_name(path) for path, _ in paths) or 'none'
+  check_prunable(config, params)
+  objectives = make_objectives(config, job.objectives)
+  shapes: Any = jax.ShapeDtypeStruct
+  images, labels = data.train
+  batch = Split(
+    shapes((config.batch_size, *images.shape[1:]), jnp.float32),
+    shapes((config.batch_size, *labels.shape[1:]), labels.dtype),
+  )
+  check_objectives(objectives, params, batch)
+  columns = [*objectives.of_params, 'ce_train', 'nonzeros_all']
+  columns += leaf_columns(config, params)
+  if config.front_column not in (None, *columns):
     raise ValueError(
-      'model: expected a dense layer, a leaf named kernel with two axes, to '
-      f'penalise, prune and count the weights of; its leaves are {names}.'
+      f'front_column={config.front_column}: expected one of '
+      f'{", ".join(columns)}.'
     )
 
 
@@ -135,16 +156,18 @@ def make_program(job: Job) -> Program:
   if not streamed:
     splits = to()(splits)
   all_seeds = jnp.array(config.seed, jnp.int32)
-  # The multiobjective optimizers find their weights: theirs is not read.
-  l1_values = np.array([v or 0.0 for v in config.l1_values], np.float32)
-  l1 = place(layout.weights(l1_values))
+  objectives = make_objectives(config, job.objectives)
+  # The multiobjective optimizers find their weights: theirs are not read.
+  unread = (0.0,) * len(objectives.names)
+  all_weights = np.array([w or unread for w in config.all_weights], np.float32)
+  weights = place(layout.weights(all_weights))
 
-  def init_member(seed, l1):
+  def init_member(seed, weights):
     key = jax.random.fold_in(jax.random.key(seed), 0)
     image = jnp.zeros((1, *data.train.images.shape[1:]), jnp.float32)
     variables = dict(calls.init(job.model, key, image))
     params = variables.pop('params')
-    optimizer = optimizer_lib.make_optimizer(config, steps, l1)
+    optimizer = optimizer_lib.make_optimizer(config, steps, weights)
     opt_state = optimizer.init(params)
     never = Failure(*jnp.zeros((3, 1), jnp.int32)[:, 0])
     return State(params, variables, opt_state, never)
@@ -154,10 +177,10 @@ def make_program(job: Job) -> Program:
     jax.jit, compiler_options={'xla_backend_optimization_level': 0}
   )
   def init():
-    over_l1 = jax.vmap(init_member, in_axes=(None, 0))
-    over_seeds = jax.vmap(over_l1, in_axes=(0, None))
+    over_weights = jax.vmap(init_member, in_axes=(None, 0))
+    over_seeds = jax.vmap(over_weights, in_axes=(0, None))
     seeds = layout.seeds(np.array(config.seed, np.int32))
-    return jax.vmap(over_seeds)(seeds, l1)
+    return jax.vmap(over_seeds)(seeds, weights)
 
   prune = jax.jit(
     layout.over_members(functools.partial(optimizer_lib.prune, config))
@@ -166,9 +189,8 @@ def make_program(job: Job) -> Program:
   @jax.jit
   @layout.over_members
   def complexity(params):
-    mask = mopt.dense_kernels(params)
-    nonzeros = mopt.count_nonzero(params, mask)
-    values = {'l1': mopt.l1_norm(params, mask)}
+    nonzeros = mopt.count_nonzero(params, prunable(config))
+    values = {name: f(params) for name, f in objectives.of_params.items()}
     every = mopt.count_nonzero(params)
     return Complexity(nonzeros, values, jnp.int32(every.size), every.total)
 
@@ -204,7 +226,7 @@ def make_program(job: Job) -> Program:
       # The host is one part ahead of the devices, and no more.
       jax.block_until_ready(metrics[-1:])
       state, part_metrics = train(
-        state, l1, noise, np.int32(number), split, part
+        state, weights, noise, np.int32(number), split, part
       )
       metrics.append(part_metrics)
     return state, _over_epoch(metrics, np.asarray(batches.size[0]), layout)

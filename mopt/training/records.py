@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 import mopt
+from mopt.masks import Mask
 from mopt.masks import masked_leaves
 from mopt.training import files
 from mopt.training.evaluation import Evaluation
 from mopt.training.layout import split_members
+from mopt.training.objectives import layer_name
+from mopt.training.objectives import leaf_column
 from mopt.training.population import Member
 from mopt.training.program import Complexity
 from mopt.training.step import Failure
@@ -28,23 +31,30 @@ _WEIGHT = 'weight_'  # of an objective, whose name follows
 
 
 def is_collapsed(row: dict[str, Any]) -> bool:
-  """Whether a member has failed: diverged, at chance, or without a layer.
+  """Whether a member has failed, as its `status` says.
 
-  A dense layer without a nonzero weight passes nothing on, so the network
-  answers the same to every picture. Chance, the share of the most frequent
-  class, is what `status` knows of.
+  Rows without one, of others' tables, have failed if they have diverged or lack
+  a layer.
   """
-  if row.get('status', 'ok') != 'ok':
-    return True
-  layers = [row[name] for name in layer_columns(row)]
-  # The value of the error is the cross entropy.
-  others = [
-    name.removeprefix(_WEIGHT)
-    for name in row
-    if name.startswith(_WEIGHT) and name != 'weight_error'
+  if 'status' in row:
+    return row['status'] != 'ok'
+  return _is_dead(row, layer_columns(row))
+
+
+def _is_dead(row: dict[str, Any], layers: Sequence[str]) -> bool:
+  """Whether a network has diverged, or has a layer without a nonzero weight.
+
+  Such a layer passes nothing on, so the network answers the same to every
+  picture.
+  """
+  counts = [row[name] for name in layers]
+  # Objectives of the parameters; the value of the error is the cross entropy.
+  objectives = [
+    name.removeprefix(_WEIGHT) for name in row if name.startswith(_WEIGHT)
   ]
-  finite = all(math.isfinite(row[name]) for name in ('ce_train', *others))
-  return not finite or min(layers, default=row['nonzeros']) == 0
+  values = [row[name] for name in ('ce_train', *objectives) if name in row]
+  is_finite = all(map(math.isfinite, values))
+  return not is_finite or min(counts, default=row['nonzeros']) == 0
 
 
 def layer_columns(row: Mapping[str, Any]) -> list[str]:
@@ -53,16 +63,21 @@ def layer_columns(row: Mapping[str, Any]) -> list[str]:
   return [k for k in row if k.startswith('nonzeros_') and k not in others]
 
 
-def mark_front(rows: Sequence[dict[str, Any]], split: str) -> None:
+def mark_front(
+  rows: Sequence[dict[str, Any]], split: str, third: str | None = None
+) -> None:
   """Sets `pareto` and `knee` of each row, on (error, log nonzeros).
 
   Args:
     rows: changed in place. Collapsed members are left out.
     split: whose accuracy selects: `'train'`, `'val'` or `'test'`.
+    third: a column that joins the front, but not the knee.
   """
   alive = [row for row in rows if not is_collapsed(row)]
   points = [(1 - row[f'accuracy_{split}'], row['nonzeros']) for row in alive]
   knee = mopt.knee(points, method='chord', scale='log')
+  if third is not None:
+    points = [(*point, row[third]) for point, row in zip(points, alive)]
   keep = mopt.nondominated(points)
   for row in rows:
     row.update(pareto=0, knee=0)
@@ -154,12 +169,13 @@ def histogram_records(
   members: Sequence[Member],
   head: Mapping[str, Any],
   params: PyTree,
+  mask: Mask,
 ) -> list[dict[str, Any]]:
-  """How the weights of each dense layer are distributed, leaves `[M, ...]`."""
+  """How the weights of each prunable leaf are distributed: `[M, ...]` each."""
   records = []
   for member, tree in zip(members, split_members(params)):
-    for path, kernel in masked_leaves(mopt.dense_kernels, tree):
-      layer = {'layer': _layer_name(path)}
+    for path, kernel in masked_leaves(mask, tree):
+      layer = {'layer': layer_name(path)}
       histogram = weight_histogram(kernel)
       columns = member.columns(names)
       records.append({**head, **columns, **layer, **histogram})
@@ -172,6 +188,7 @@ def result_rows(
   scores: Mapping[str, Evaluation],
   counts: Complexity,
   failure: Failure,
+  layers: Sequence[str],
   chance: float,
 ) -> list[dict[str, Any]]:
   """The columns of results.csv but for the front's and the name of a file.
@@ -182,6 +199,7 @@ def result_rows(
     scores: by the name of the split, on all of `SPLIT_NAMES`.
     counts: of the pruned networks.
     failure: `[M]` each.
+    layers: columns of leaves of which some weight has to be left.
     chance: the share of the most frequent class in the training data.
   """
   columns: dict[str, Any] = {f'ce_{k}': x.ce for k, x in scores.items()}
@@ -192,7 +210,7 @@ def result_rows(
   for index, row in enumerate(rows):
     if failure.objective[index]:
       row['status'] = describe_failure(names, failure, index)
-    elif is_collapsed(row) or row['accuracy_train'] <= chance + 1e-6:
+    elif _is_dead(row, layers) or row['accuracy_train'] <= chance + 1e-6:
       row['status'] = 'collapsed'
     else:
       row['status'] = 'ok'
@@ -211,7 +229,7 @@ def describe_failure(names: Sequence[str], failure: Failure, index: int) -> str:
 def _counted(counts: Complexity) -> dict[str, Any]:
   """Columns of nonzeros, in all and of each layer."""
   total, per_leaf, *_ = counts.nonzeros
-  layers = {f'nonzeros_{_layer_name(k)}': v for k, v in per_leaf.items()}
+  layers = {leaf_column(k): v for k, v in per_leaf.items()}
   return {'nonzeros': total, **layers}
 
 
@@ -227,9 +245,3 @@ def _by_member(
     {**head, **member.columns(names), **{k: x[index] for k, x in lists.items()}}
     for index, member in enumerate(members)
   ]
-
-
-def _layer_name(path: str) -> str:
-  name = path.removesuffix('/kernel').replace('/', '_')
-  # The column nonzeros_all is taken.
-  return path.replace('/', '_') if name == 'all' else name

@@ -109,6 +109,8 @@ def text(value: Any) -> str:
   """A value as it may be written on the command line."""
   if not isinstance(value, tuple):
     return str(value)
+  if value and isinstance(value[0], tuple):
+    return ';'.join(map(text, value))
   return ','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)
 
 
@@ -143,14 +145,16 @@ def at_least(least: int) -> Check:
   return check
 
 
-def distinct(is_good: Callable[[Any], bool], wanted: str) -> Check:
-  """At least one number, none twice, and all of them good."""
+def distinct(
+  is_good: Callable[[Any], bool], wanted: str, what: str = 'number'
+) -> Check:
+  """At least one, none twice, and all of them good."""
 
   def check(values):
     if not values:
-      return 'at least one number'
+      return f'at least one {what}'
     if len(set(values)) != len(values):
-      return 'no number twice'
+      return f'no {what} twice'
     return None if all(map(is_good, values)) else wanted
 
   return check

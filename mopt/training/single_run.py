@@ -25,6 +25,7 @@ from mopt.training.data import fingerprint
 from mopt.training.data import SPLIT_NAMES
 from mopt.training.job import Job
 from mopt.training.loop import train_members
+from mopt.training.objectives import counted
 from mopt.training.workdir import check_columns
 
 
@@ -55,7 +56,7 @@ def run(job: Job) -> list[dict[str, Any]]:
   start = time.perf_counter()
   config, data, console = job.config, job.data, job.console
   workdir = pathlib.Path(job.workdir)
-  program_lib.check_fit(config, job.model, data)
+  program_lib.check_job(job)
   if (workdir / 'results.csv').exists():
     check_columns(workdir)
     console.print(f'{workdir}: finished already.', soft_wrap=True)
@@ -64,7 +65,7 @@ def run(job: Job) -> list[dict[str, Any]]:
   files.write_json(workdir / 'config.json', about)
   rows = train_members(job._replace(workdir=workdir))
   split = selection_split(config, data)
-  records.mark_front(rows, split)
+  records.mark_front(rows, split, config.front_column)
   # Imported late: matplotlib takes a second, which --help would wait for.
   from mopt.training import plots
 
@@ -73,12 +74,13 @@ def run(job: Job) -> list[dict[str, Any]]:
     rows,
     f'{config.model} on {data.name}, {config.optimizer}: '
     f'knee and front by {SPLIT_NAMES[split]} error',
+    counted=counted(config),
   )
   # The last of the files: what has it is complete.
   files.write_csv(workdir / 'results.csv', rows)
   seconds = round(time.perf_counter() - start, 1)
   files.write_json(workdir / 'config.json', about | {'seconds': seconds})
-  console.print(table(rows, split))
+  console.print(table(config.objectives, rows, split))
   console.print(
     f'{seconds:.0f} s; {workdir}/front.png, results.csv, metrics.jsonl, '
     'members/',
@@ -125,17 +127,21 @@ def _commit() -> str | None:
     return None  # an installed package
 
 
-def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
-  """Rows of results.csv for people."""
+def table(
+  names: Sequence[str], rows: Sequence[dict[str, Any]], split: str
+) -> Table:
+  """Rows of results.csv for people, with objectives of these names."""
   name = SPLIT_NAMES[split]
   page = Table(
     box=box.SIMPLE_HEAD,
     caption=f'front and knee: ({name} error, log nonzeros)',
   )
+  # More would not fit on a line; one of the examples has no value in the end.
+  values = names[1:] if len(names) == 2 and names[1] in rows[0] else ()
   for column in (
-    'l1 weight',
+    f'{names[1]} weight' if len(names) == 2 else 'weights',
     'seed',
-    'l1 norm',
+    *(f'{name}' for name in values),
     'nonzeros',
     'train',
     'val',
@@ -149,11 +155,13 @@ def table(rows: Sequence[dict[str, Any]], split: str) -> Table:
       'front' if row['pareto'] and not row['knee'] else '',
       'knee' if row['knee'] else '',
     ]
-    weight = row['weight_l1']
+    # That of the error says nothing where there are two.
+    told = names[1:] if len(names) == 2 else names
+    weights = [row[f'weight_{name}'] for name in told]
     page.add_row(
-      'found' if weight is None else f'{weight:.4g}',
+      'found' if None in weights else ','.join(f'{w:.4g}' for w in weights),
       str(row['seed']),
-      f'{row["l1"]:.1f}',
+      *(f'{row[name]:.1f}' for name in values),
       f'{row["nonzeros"]:,}',
       *(_percent(row[f'accuracy_{s}']) for s in ('train', 'val', 'test')),
       ', '.join(filter(None, notes)),

@@ -1,8 +1,8 @@
 """Updates of members on one device: consecutive steps, and one of them.
 
-Members differ in the l1 weight and in the seed. Every leaf of their state has
-two leading axes, `[s, l]` for s seeds and l weights: members of one seed start
-alike and see the same batches.
+Members differ in the weights of the objectives and in the seed. Every leaf of
+their state has two leading axes, `[s, l]` for s seeds and l lists of weights:
+members of one seed start alike and see the same batches.
 """
 
 import functools
@@ -22,6 +22,8 @@ from mopt.training.batches import Batches
 from mopt.training.data import Split
 from mopt.training.evaluation import score
 from mopt.training.job import Job
+from mopt.training.objectives import conv_l2
+from mopt.training.objectives import make_objectives
 from mopt.training.scaling import normalise
 
 PyTree = Any
@@ -74,7 +76,7 @@ def train_steps(
   steps: int,
   axis: str | None,
   state: State,
-  l1: jax.Array,
+  weights: jax.Array,
   noise: jax.Array,
   epoch: jax.Array,
   split: Split,
@@ -89,11 +91,11 @@ def train_steps(
   mean, std = job.data.mean, job.data.std
   augmentation = Augmentation(*job.config.augmentation)
   device = 0 if axis is None else jax.lax.axis_index(axis)
-  over_l1 = jax.vmap(
+  over_weights = jax.vmap(
     functools.partial(_step, job, steps, axis),
     in_axes=(0, 0, None, None, None, None, None),
   )
-  over_seeds = jax.vmap(over_l1, in_axes=(0, None, 0, 0, None, None, None))
+  over_seeds = jax.vmap(over_weights, in_axes=(0, None, 0, 0, None, None, None))
 
   def step(state, batch):
     def draw(key):
@@ -107,7 +109,7 @@ def train_steps(
     examples = Split(images, split.labels[batch.chosen])
     at = epoch, batch.step
     return over_seeds(
-      state, l1, examples, keys[:, 1], batch.count, batch.size, at
+      state, weights, examples, keys[:, 1], batch.count, batch.size, at
     )
 
   return jax.lax.scan(step, state, batches)
@@ -118,7 +120,7 @@ def _step(
   steps: int,
   axis: str | None,
   state: State,
-  l1: jax.Array,
+  weights: jax.Array,
   batch: Split,
   key: jax.Array,
   count: jax.Array,
@@ -133,11 +135,13 @@ def _step(
   config = job.config
   num_devices = 1 if axis is None else jax.lax.axis_size(axis)
 
+  objectives = make_objectives(config, job.objectives)
+
   def conv_penalty(params):
     # A tree, for a function that selects nothing would be an error: a network
     # without convolutions has nothing to penalise.
     mask = mopt.conv_kernels(params)
-    return config.conv_l2 * mopt.l2_norm_squared(params, mask)
+    return conv_l2(config, params) * mopt.l2_norm_squared(params, mask)
 
   def error(params, batch):
     variables = state._replace(params=params).variables
@@ -147,14 +151,14 @@ def _step(
     mean = ce * (num_devices / batch_size)
     return mean + conv_penalty(params), (model_state, ce, correct)
 
-  def complexity(params):
-    norm = mopt.l1_norm(params, mopt.dense_kernels(params))
-    return norm + conv_penalty(params) if config.conv_l2_in_both else norm
-
+  others = objectives.others
+  if config.conv_l2_in_both:
+    (second,) = others
+    others = (lambda params: second(params) + conv_penalty(params),)
   grad_fn = mopt.value_and_stacked_grad(
-    error, complexity, has_aux=(True, False)
+    error, *others, has_aux=[True] + [False] * len(others)
   )
-  (values, (aux, _)), grads = grad_fn(state.params, batch)
+  (values, (aux, *_)), grads = grad_fn(state.params, batch)
   model_state, *sums = aux
   if axis is not None:
     # Before the update: the weights are not linear in the gradients.
@@ -163,7 +167,7 @@ def _step(
     )
     sums = jax.lax.psum(sums, axis)
   ce, correct = sums
-  optimizer = optimizer_lib.make_optimizer(config, steps, l1)
+  optimizer = optimizer_lib.make_optimizer(config, steps, weights)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   # The compiler merges this Gramian with the optimizer's own.
@@ -176,7 +180,7 @@ def _step(
     0,
     gramian[first, second] / jnp.where(products == 0, 1, products),
   )
-  weights = optax.tree.get(opt_state, 'AggregateState').weights
+  used = optax.tree.get(opt_state, 'AggregateState').weights
   failure = _failure(state.failure, values, norms, at)
   new = State(params, model_state, opt_state, failure)
   is_fine = failure.objective == 0
@@ -185,9 +189,9 @@ def _step(
     values=tuple(values),
     grad_norms=tuple(norms),
     cosines=tuple(cosines),
-    weights=tuple(weights),
-    weights_min=tuple(weights),
-    weights_max=tuple(weights),
+    weights=tuple(used),
+    weights_min=tuple(used),
+    weights_max=tuple(used),
     ce=ce,
     accuracy=correct,
   )

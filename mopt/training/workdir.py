@@ -196,7 +196,7 @@ def check_columns(workdir: str | os.PathLike) -> None:
 
 
 def _as_json(value):
-  return list(value) if isinstance(value, tuple) else value
+  return json.loads(json.dumps(value))  # Tuples within tuples are lists.
 
 
 @contextlib.contextmanager
