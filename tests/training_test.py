@@ -309,8 +309,8 @@ def test_a_network_without_dense_layers_is_refused(digits):
     check_fit(_config(), Convolutional(), digits)
   assert str(error.value) == (
     'prunable=dense: expected a dense layer, a leaf named kernel with two '
-    'axes, to penalise, prune and count the weights of; the leaves of the network are '
-    'conv1/bias, conv1/kernel, conv2/bias, conv2/kernel.'
+    'axes, to penalise, prune and count the weights of; the leaves of the '
+    'network are conv1/bias, conv1/kernel, conv2/bias, conv2/kernel.'
   )
 
 
