@@ -55,7 +55,6 @@ from benchmarks.command import write
 from benchmarks.step_cost import show
 from benchmarks.step_cost import versions
 import models
-import mopt
 from mopt.training import checkpoints
 from mopt.training import Config
 from mopt.training import Job
@@ -339,18 +338,25 @@ def poisoned(where: dict[float, tuple[int, int, int]]) -> Iterator[None]:
     where: for a weight the objective (1: NaN in the pictures, 2: an infinite
       norm), and the epoch and the step from 0.
   """
-  step, norm = step_lib._step, mopt.l1_norm
+  step, make = step_lib._step, step_lib.make_objectives
 
   def poisoned_step(*args):
-    *head, state, l1, batch, key, count, size, at = args
+    *head, state, weights, batch, key, count, size, at = args
     is_now = {1: jnp.zeros((), bool), 2: jnp.zeros((), bool)}
     for weight, (objective, epoch, number) in where.items():
       is_there = (at[0] == epoch) & (at[1] == number)
-      is_now[objective] |= (l1 == weight) & is_there
+      is_now[objective] |= (weights[1] == weight) & is_there
     batch = batch._replace(images=jnp.where(is_now[1], jnp.nan, batch.images))
     overflow = jnp.where(is_now[2], jnp.inf, 0.0)
-    with mock.patch.object(mopt, 'l1_norm', lambda *x: norm(*x) + overflow):
-      return step(*head, state, l1, batch, key, count, size, at)
+
+    def overflowing(*args):
+      objectives = make(*args)
+      (norm,) = objectives.others
+      others = (lambda params: norm(params) + overflow,)
+      return objectives._replace(others=others)
+
+    with mock.patch.object(step_lib, 'make_objectives', overflowing):
+      return step(*head, state, weights, batch, key, count, size, at)
 
   with mock.patch.object(step_lib, '_step', poisoned_step):
     yield

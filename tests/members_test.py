@@ -215,7 +215,7 @@ def test_it_may_go_on_on_other_devices(adam):
   assert 'going on after epoch 2' in output
   assert 'members on 2 CPU devices' in output
   rows, output = adam.go('moved')
-  assert 'batches on 1 CPU device' in output
+  assert 'members on 1 CPU device' in output
   for row, expected in zip(rows, adam.rows, strict=True):
     assert row['ce_train'] == pytest.approx(expected['ce_train'], rel=1e-3)
     assert row['l1'] == pytest.approx(expected['l1'], rel=1e-3)
@@ -588,6 +588,7 @@ def test_a_network_at_chance_has_collapsed(accuracy, nonzeros, status):
     {k: Evaluation(here(1.0), here(v)) for k, v in accuracies.items()},
     program_lib.Complexity(counts, {'l1': here(2.0)}, here(99), here(50)),
     step_lib.Failure(*[np.zeros(1, np.int32)] * 3),
+    layers=['nonzeros_layer1', 'nonzeros_layer2'],
     chance=0.6,
   )
   assert row['status'] == status

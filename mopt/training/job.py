@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flax import linen as nn
+from flax.nnx.bridge import ToLinen
 import jax
 from rich.console import Console
 
@@ -47,3 +48,18 @@ class Job(NamedTuple):
   # devices that share a batch. The batch has `images`, as the network gets
   # them, and `labels`.
   objectives: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+
+  @property
+  def model_name(self) -> str:
+    """What files call the network: the setting, if that names this one.
+
+    A network of yours that the setting does not name has the name of its class,
+    `package.module:Class`, which `models.create` takes.
+    """
+    kind = type(self.model)
+    if isinstance(self.model, ToLinen):
+      kind = self.model.nnx_class
+    is_ours = kind.__module__.partition('.')[0] == 'models'
+    if is_ours or ':' in self.config.model:
+      return self.config.model
+    return f'{kind.__module__}:{kind.__qualname__}'

@@ -64,7 +64,7 @@ def train_members(
   program = program_lib.make_program(job)
   members = make_population(config)
   job.console.print(
-    f'{len(members)} x {config.model} on {data.name} '
+    f'{len(members)} x {job.model_name} on {data.name} '
     f'({len(data.train.labels):,} training examples), {config.optimizer}, '
     f'{_devices(program.layout)} -> {job.workdir}',
     soft_wrap=True,
@@ -284,7 +284,7 @@ def _save_members(job: Job, members: Sequence[Member], variables: Any) -> None:
       folder / f'{name}.npz',
       network.Network(
         variables=member,
-        model=config.model,
+        model=job.model_name,
         num_classes=data.num_classes,
         image_shape=data.train.images.shape[1:],
         mean=data.mean,

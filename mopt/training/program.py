@@ -86,7 +86,7 @@ def check_job(job: Job) -> None:
   check_data(data)
   check_augmentation(config, data)
   steps_per_epoch(config, len(data.train.labels))
-  params = calls.check(config.model, model, data)
+  params = calls.check(job.model_name, model, data)
   check_prunable(config, params)
   objectives = make_objectives(config, job.objectives)
   shapes: Any = jax.ShapeDtypeStruct

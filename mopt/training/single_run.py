@@ -72,7 +72,7 @@ def run(job: Job) -> list[dict[str, Any]]:
   plots.plot_front(
     workdir / 'front.png',
     rows,
-    f'{config.model} on {data.name}, {config.optimizer}: '
+    f'{job.model_name} on {data.name}, {config.optimizer}: '
     f'knee and front by {SPLIT_NAMES[split]} error',
     counted=counted(config),
   )
