@@ -123,7 +123,7 @@ class _Trainer:
       'file': f'members/l1_{l1:g}_seed_{seed}.npz',
     }
 
-  def draw(self, path, *args):
+  def draw(self, path, *args, **_):
     self._step()
     self.pictures.append((path.name, *args))
 

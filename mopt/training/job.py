@@ -10,6 +10,8 @@ from rich.console import Console
 
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 
 
 class Job(NamedTuple):
@@ -28,9 +30,9 @@ class Job(NamedTuple):
   """
 
   config: Config
-  # From images [batch, h, w, c] to logits, called with `train=` if it takes
-  # that. If it has a field `axis_name`, as `models.vgg.VGG` has, that is set to
-  # the axis of the devices.
+  # From images [batch, h, w, c] to logits, or what else the loss is of, called
+  # with `train=` if it takes that. If it has a field `axis_name`, as
+  # `models.vgg.VGG` has, that is set to the axis of the devices.
   model: nn.Module
   data: Dataset
   workdir: pathlib.Path = pathlib.Path()  # An existing folder.
@@ -41,3 +43,4 @@ class Job(NamedTuple):
   # markup.
   console: Console = Console(markup=False)
   should_stop: Callable[[], bool] = lambda: False  # Asked after each epoch.
+  loss: Loss = cross_entropy

@@ -31,6 +31,9 @@ from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
 from mopt.training.layout import over_devices
+from mopt.training.loss import check_names
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 from mopt.training.step import Failure
 from mopt.training.step import Metrics
 from mopt.training.step import State
@@ -62,19 +65,23 @@ class Program(NamedTuple):
   restore: Callable[[PyTree], State]
 
 
-def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
-  """Raises unless batches, network and data go together, at no cost.
+def check_fit(
+  config: Config, model: nn.Module, data: Dataset, loss: Loss = cross_entropy
+) -> None:
+  """Raises unless batches, network, data and loss go together, at no cost.
 
   Raises:
-    ValueError: for data that `mopt.training.data.check_data` refuses, a batch
-      larger than the data, examples that cannot be moved as asked, a network
-      that `mopt.training.calls.check` refuses, or one without a dense layer,
-      whose complexity would be 0.
+    ValueError: for names of a loss that columns cannot have, data that
+      `mopt.training.data.check_data` refuses, a batch larger than the data,
+      examples that cannot be moved as asked, a network that
+      `mopt.training.calls.check` refuses, or one without a dense layer, whose
+      complexity would be 0.
   """
-  check_data(data)
+  check_names(loss)
+  check_data(data, loss.classes)
   check_augmentation(config, data)
   steps_per_epoch(config, len(data.train.labels))
-  params = calls.check(config.model, model, data)
+  params = calls.check(config.model, model, data, loss)
   if not any(jax.tree.leaves(mopt.dense_kernels(params))):
     paths = jax.tree_util.tree_leaves_with_path(params)
     names = ', '.join(path_name(path) for path, _ in paths) or 'none'
@@ -87,14 +94,14 @@ def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
 def must_stream(
   config: Config, data: Dataset, devices: Sequence[jax.Device]
 ) -> bool:
-  """Whether pictures stay on the host: as told, or if they would not fit."""
+  """Whether examples stay on the host: as told, or if they would not fit."""
   if config.stream is not None:
     return config.stream
   stats = devices[0].memory_stats() or {}  # CPUs have none.
   splits = (data.train, data.val, data.test)
   # Half is left to networks, optimizers and activations.
   limit = stats.get('bytes_limit', np.inf) / 2
-  return sum(split.images.nbytes for split in splits) > limit
+  return sum(x.nbytes for split in splits for x in split) > limit
 
 
 def make_program(job: Job) -> Program:
@@ -241,13 +248,13 @@ def _over_epoch(
   of_grid = means._replace(
     weights_min=tuple(x.min(axis=0) for x in metrics.weights_min),
     weights_max=tuple(x.max(axis=0) for x in metrics.weights_max),
-    ce=metrics.ce.sum(axis=0) / examples,
-    accuracy=metrics.accuracy.sum(axis=0) / examples,
+    loss=metrics.loss.sum(axis=0) / examples,
+    score=metrics.score.sum(axis=0) / examples,
   )
 
   def flat(x):
     if isinstance(x, tuple):  # An empty one: the cosines of one objective.
-      return np.reshape(x, (len(x), of_grid.ce.size)).T
+      return np.reshape(x, (len(x), of_grid.loss.size)).T
     return x.ravel()
 
   return Metrics(*map(flat, of_grid))

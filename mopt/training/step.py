@@ -65,8 +65,8 @@ class Metrics(NamedTuple):
   weights: PyTree  # [M, m]
   weights_min: PyTree  # [M, m], over the steps.
   weights_max: PyTree  # [M, m]
-  ce: _Array  # [M], over the examples, as they were seen.
-  accuracy: _Array  # [M], ditto.
+  loss: _Array  # [M], over the examples, as they were seen.
+  score: _Array  # [M], ditto.
 
 
 def train_steps(
@@ -141,11 +141,11 @@ def _step(
 
   def error(params, batch):
     variables = state._replace(params=params).variables
-    logits, model_state = calls.train(job.model, key, batch.images, variables)
-    ce, correct = score(logits, batch.labels, count)
+    outputs, model_state = calls.train(job.model, key, batch.images, variables)
+    loss, scores = score(job.loss, outputs, batch.labels, count)
     # The mean of this over devices is the mean over the whole batch.
-    mean = ce * (num_devices / batch_size)
-    return mean + conv_penalty(params), (model_state, ce, correct)
+    mean = loss * (num_devices / batch_size)
+    return mean + conv_penalty(params), (model_state, loss, scores)
 
   def complexity(params):
     norm = mopt.l1_norm(params, mopt.dense_kernels(params))
@@ -162,7 +162,7 @@ def _step(
       (values, grads, model_state), axis
     )
     sums = jax.lax.psum(sums, axis)
-  ce, correct = sums
+  loss, scores = sums
   optimizer = optimizer_lib.make_optimizer(config, steps, l1)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -188,8 +188,8 @@ def _step(
     weights=tuple(weights),
     weights_min=tuple(weights),
     weights_max=tuple(weights),
-    ce=ce,
-    accuracy=correct,
+    loss=loss,
+    score=scores,
   )
 
 
