@@ -28,7 +28,6 @@ from mopt.training.loss import check_names
 from mopt.training.loss import check_shapes
 from mopt.training.program import make_program
 from tests.devices import first_devices
-from tests.networks import Tiny
 
 pytestmark = pytest.mark.usefixtures('exact_products')
 
@@ -111,7 +110,7 @@ def test_cross_entropy_by_name_gives_the_bits_of_the_default():
   few = lambda split, n: Split(split.images[:n], split.labels[:n])
   data = digits._replace(train=few(digits.train, 70), val=few(digits.val, 9))
   config = training.Config(l1=(1e-3,), epochs=2)
-  default = training.Job(config, Tiny(), data, devices=first_devices(1))
+  default = training.Job(config, Net((10,)), data, devices=first_devices(1))
   # And its formula, written out.
   own = training.Loss(
     lambda logits, labels: (
@@ -297,15 +296,25 @@ def test_a_score_that_is_not_finite_on_one_split_is_a_failure_there(
 
 
 @pytest.mark.parametrize(
-  ('strategy', 'held_out', 'select_on'),
-  [('grid', 33, 'test'), ('dichotomic', 33, 'val'), ('bisection', 0, 'val')],
+  ('strategy', 'held_out', 'select_on', 'epochs'),
+  [
+    ('grid', 33, 'test', 2),
+    ('dichotomic', 33, 'val', 2),
+    ('bisection', 0, 'val', 20),
+  ],
 )
-def test_a_search_goes_by_the_loss(tmp_path, strategy, held_out, select_on):
+def test_a_search_goes_by_the_loss(
+  tmp_path, strategy, held_out, select_on, epochs
+):
+  """Each level compiles: up to 10 s."""
   data = make_data(sizes=(100, held_out, 57))
   config = training.Config(
     search=strategy,
-    **{'max_runs': 4, 'epochs': 3, 'search_epochs': 20, 'select_on': select_on},
-    learning_rate=1e-2,
+    max_runs=3,
+    epochs=1,
+    search_epochs=epochs,
+    select_on=select_on,
+    learning_rate=1e-2 if strategy == 'bisection' else 1e-3,
     search_range=(1e-3, 1e-1),
   )
   job = training.Job(
