@@ -488,10 +488,10 @@ class _Device:
     self.memory_stats = lambda: stats
 
 
-def test_pictures_are_streamed_if_they_fill_half_of_the_memory(digits):
-  size = sum(
-    split.images.nbytes for split in (digits.train, digits.val, digits.test)
-  )
+def test_data_are_streamed_if_they_fill_half_of_the_memory(digits):
+  # Labels, too: those of an autoencoder are as large as its pictures.
+  splits = digits.train, digits.val, digits.test
+  size = sum(x.images.nbytes + x.labels.nbytes for x in splits)
   enough = _Device({'bytes_limit': 2 * size})
   little = _Device({'bytes_limit': 2 * size - 2})
   assert not must_stream(_config(), digits, [enough])
@@ -703,7 +703,7 @@ def test_metrics_of_an_epoch_are_means_over_its_steps_and_examples(m):
     least, most = found.weights_min[:, index], found.weights_max[:, index]
     np.testing.assert_array_equal(least, x.min(axis=1)[0, 0])
     np.testing.assert_array_equal(most, x.max(axis=1)[0, 0])
-  for name in ('ce', 'accuracy'):
+  for name in ('loss', 'score'):
     total = getattr(whole, name).sum(axis=1)[0, 0]
     np.testing.assert_allclose(getattr(found, name), total / 10, rtol=1e-6)
 

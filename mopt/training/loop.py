@@ -144,7 +144,7 @@ def _train(
       files.append_jsonl(
         workdir / 'metrics.jsonl',
         records.epoch_records(
-          OBJECTIVES, members, head, metrics, val, counts, job.loss
+          OBJECTIVES, members, head, metrics, val, counts, loss=job.loss
         ),
       )
       summary = _summary(job.loss, metrics, val, counts)
