@@ -60,7 +60,7 @@ def create(
       the module, which may be in the current directory, is imported, which runs
       it, and `function(num_classes=..., dtype=...)` returns a linen module, as
       a class with these two fields does. See docs/networks.md.
-    num_classes: size of the output, >= 2.
+    num_classes: size of the output, >= 1; a classifier has 2 or more.
     dtype: of the computation, such as `jnp.bfloat16`; parameters, running
       statistics and logits stay float32.
     batch_last: whether convolutions have the batch innermost, which on CPUs and
@@ -74,7 +74,7 @@ def create(
     `train=True` for training, see `VGG`.
 
   Raises:
-    ValueError: for an unknown name, fewer than two classes, or a function that
+    ValueError: for an unknown name, an output of no size, or a function that
       cannot be imported, raises, or returns something else.
 
   Examples:
@@ -88,8 +88,8 @@ def create(
     (2, 10)
   """
   make = find(name)
-  if num_classes < 2:
-    raise ValueError(f'num_classes must be >= 2, got {num_classes}.')
+  if num_classes < 1:
+    raise ValueError(f'num_classes must be >= 1, got {num_classes}.')
   if ':' in name:
     return own.make(name, make, num_classes, dtype)
   settings = {'batch_last': batch_last} if hasattr(make, 'batch_last') else {}

@@ -54,10 +54,11 @@ objectives
 job
 network
 workdir
+arrays
 data
 own_data
 sources
-caches checkpoints config output processes signals
+caches checkpoints config loss output processes signals
 files scaling settings
 """
 

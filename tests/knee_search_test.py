@@ -123,7 +123,7 @@ class _Trainer:
       'file': f'members/l1_{l1:g}_seed_{seed}.npz',
     }
 
-  def draw(self, path, *args, counted='in the dense layers'):
+  def draw(self, path, *args, counted='in the dense layers', **_):
     assert counted == 'in the dense layers'
     self._step()
     self.pictures.append((path.name, *args))

@@ -279,9 +279,9 @@ def test_without_validation_examples_a_spread_population_has_no_scores(stream):
   program = make_program(Job(config, Dropping(0.0), empty))
   assert program.layout.grid != (1, 1)
   scores = program.evaluate(program.init(), 'val')
-  assert scores.ce.shape == scores.accuracy.shape == (6,)
-  assert np.isnan(scores.ce).all()
-  assert np.isnan(scores.accuracy).all()
+  assert scores.loss.shape == scores.score.shape == (6,)
+  assert np.isnan(scores.loss).all()
+  assert np.isnan(scores.score).all()
 
 
 def test_without_jit_the_devices_do_the_same(four_devices):

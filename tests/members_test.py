@@ -264,13 +264,13 @@ def _crash_in_epoch_5():
   called = 0
   before = records.epoch_records
 
-  def function(*args):
+  def function(*args, **kwargs):
     nonlocal called
     called += 1
     if called == 5:
       raise _Crash
     # That of failures returns nothing, and nobody asks.
-    return before(*args) if len(args) == 6 else None
+    return before(*args, **kwargs) if len(args) == 6 else None
 
   return function
 

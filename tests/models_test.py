@@ -137,8 +137,8 @@ def test_create_refuses():
   for function in (models.create, models.find):
     with pytest.raises(ValueError, match=said):
       function('alexnet')
-  for num_classes in (1, 0, -3):
-    with pytest.raises(ValueError, match=f'>= 2, got {num_classes}'):
+  for num_classes in (0, -3):
+    with pytest.raises(ValueError, match=f'>= 1, got {num_classes}'):
       models.create('lenet5', num_classes)
 
 

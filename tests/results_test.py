@@ -301,8 +301,8 @@ def test_columns_speak_the_names_of_any_number_of_objectives():
     weights=table(30) / 100,
     weights_min=table(40) / 100,
     weights_max=table(50) / 100,
-    ce=np.array([0.5, 0.25]),
-    accuracy=np.array([0.75, 0.5]),
+    loss=np.array([0.5, 0.25]),
+    score=np.array([0.75, 0.5]),
   )
   known = Evaluation(np.array([0.1, 0.2]), np.array([0.9, 0.8]))
   per_leaf = {'all/kernel': np.array([4, 5]), 'a/b/kernel': np.array([6, 7])}

@@ -175,7 +175,9 @@ def test_a_folder_with_columns_of_other_names_is_refused(tmp_path, name, text):
     check_settings(Config(), tmp_path)
   assert (tmp_path / name).read_text() == text
   # What is of today, or was cut off.
-  today = text.replace('acc_', 'accuracy_').replace('cy"', 'cy_train"')
+  today = text.replace('acc_', 'accuracy_')
+  for name_before in ('ce"', 'accuracy"'):
+    today = today.replace(name_before, f'{name_before[:-1]}_train"')
   for good in (today, text[:20], ''):
     (tmp_path / name).write_text(good)
     assert check_settings(Config(), tmp_path) == []

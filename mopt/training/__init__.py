@@ -7,11 +7,13 @@ from mopt import lazy
 
 # By module. Type checkers read __init__.pyi, where a test finds the same.
 _NAMES = {
+  'arrays': ('make_dataset',),
   'config': ('Config',),
   'data': ('Dataset', 'load_dataset'),
   'files': ('UNFINISHED',),
   'job': ('Job',),
   'knee_search': ('check_resumable', 'search'),
+  'loss': ('cross_entropy', 'Loss'),
   'network': ('load', 'Network'),
   'program': ('check_fit',),
   'scaling': ('normalise',),

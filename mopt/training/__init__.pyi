@@ -1,5 +1,6 @@
 # What __init__.py loads on access, for type checkers; a test compares.
 
+from mopt.training import arrays as arrays
 from mopt.training import augment as augment
 from mopt.training import batches as batches
 from mopt.training import caches as caches
@@ -13,6 +14,7 @@ from mopt.training import job as job
 from mopt.training import knee_search as knee_search
 from mopt.training import layout as layout
 from mopt.training import loop as loop
+from mopt.training import loss as loss
 from mopt.training import network as network
 from mopt.training import objectives as objectives
 from mopt.training import optimizer as optimizer
@@ -30,6 +32,7 @@ from mopt.training import single_run as single_run
 from mopt.training import sources as sources
 from mopt.training import step as step
 from mopt.training import workdir as workdir
+from mopt.training.arrays import make_dataset as make_dataset
 from mopt.training.config import Config as Config
 from mopt.training.data import Dataset as Dataset
 from mopt.training.data import load_dataset as load_dataset
@@ -37,6 +40,8 @@ from mopt.training.files import UNFINISHED as UNFINISHED
 from mopt.training.job import Job as Job
 from mopt.training.knee_search import check_resumable as check_resumable
 from mopt.training.knee_search import search as search
+from mopt.training.loss import cross_entropy as cross_entropy
+from mopt.training.loss import Loss as Loss
 from mopt.training.network import load as load
 from mopt.training.network import Network as Network
 from mopt.training.program import check_fit as check_fit

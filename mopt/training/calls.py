@@ -12,6 +12,9 @@ import numpy as np
 
 from mopt.masks import path_name
 from mopt.training.data import Dataset
+from mopt.training.loss import check_shapes
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 
 PyTree = Any
 
@@ -25,28 +28,28 @@ def _init(model, key, inputs):
   # A module of NNX that drops asks for its stream when it is made; no stream
   # but that of the parameters changes them.
   rngs = {'params': key, 'dropout': key}
-  logits, variables = model.init_with_output(
+  outputs, variables = model.init_with_output(
     rngs, inputs, **_mode(model, False)
   )
-  return logits, nn.meta.unbox(variables)
+  return outputs, nn.meta.unbox(variables)
 
 
 def train(
   model: nn.Module, key: jax.Array, inputs: jax.Array, variables: PyTree
-) -> tuple[jax.Array, PyTree]:
-  """Logits, and the variables that are no parameters as they are afterwards."""
-  logits, state = model.apply(
+) -> tuple[Any, PyTree]:
+  """Outputs, and the variables that are no parameters as they are then."""
+  outputs, state = model.apply(
     variables,
     inputs,
     **_mode(model, True),
     rngs={'dropout': key},
     mutable=[name for name in variables if name != 'params'],
   )
-  return logits, nn.meta.unbox(state)
+  return outputs, nn.meta.unbox(state)
 
 
 def predict(model: nn.Module, inputs: jax.Array, variables: PyTree) -> Any:
-  """Logits of a network that is not in training."""
+  """Outputs of a network that is not in training."""
   return model.apply(variables, inputs, **_mode(model, False))
 
 
@@ -74,13 +77,16 @@ def _takes_train(call: Callable[..., Any]) -> bool:
   return 'train' in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def check(name: str, model: nn.Module, data: Dataset) -> PyTree:
+def check(
+  name: str, model: nn.Module, data: Dataset, loss: Loss = cross_entropy
+) -> PyTree:
   """Raises unless a network fits the data and can be trained, at no cost.
 
   Args:
     name: of the network, for messages.
     model: a linen module.
     data: the data set.
+    loss: of its outputs.
 
   Returns:
     The shapes of its parameters.
@@ -88,10 +94,11 @@ def check(name: str, model: nn.Module, data: Dataset) -> PyTree:
   Raises:
     ValueError: with one line, for a network that cannot take such inputs, in
       training or out of it, that gives no logits `[batch, num_classes]`, or
-      whose variables cannot be trained and saved.
+      nothing that the loss can be of, or whose variables cannot be trained and
+      saved.
   """
   key = jax.random.key(0)
-  variables = _call(name, model, data, 1, _init, key)
+  variables = _call(name, model, data, loss, 1, _init, key)
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
     where = f'in {path_name(path)}, a variable of the network'
     # NumPy's types of floats: a file holds no others.
@@ -105,7 +112,7 @@ def check(name: str, model: nn.Module, data: Dataset) -> PyTree:
         f', got {jax.tree_util.keystr(path)}.'
       )
   before = {k: v for k, v in variables.items() if k != 'params'}
-  after = _call(name, model, data, 2, train, key, variables)
+  after = _call(name, model, data, loss, 2, train, key, variables)
   if changed := set(_signature(before)) ^ set(_signature(after)):
     raise ValueError(
       f'model={name}: expected a step of training to keep the shapes of what '
@@ -118,16 +125,17 @@ def _call(
   name: str,
   model: nn.Module,
   data: Dataset,
+  loss: Loss,
   batch: int,
   function: Callable[..., tuple[Any, PyTree]],
   key: jax.Array,
   *variables: PyTree,
 ) -> PyTree:
-  """The shapes of what `_init` or `train` gives beside logits."""
+  """The shapes of what `_init` or `train` gives beside outputs."""
   size = data.train.images.shape[1:]
   images = jax.ShapeDtypeStruct((batch, *size), jnp.float32)
   try:
-    logits, others = jax.eval_shape(
+    outputs, others = jax.eval_shape(
       lambda key, images, *variables: function(model, key, images, *variables),
       key,
       images,
@@ -141,14 +149,18 @@ def _call(
     raise ValueError(
       f'model={name}: expected a network for {inputs}{when}, got {reason}'
     ) from error
-  shape = getattr(logits, 'shape', None)
-  if shape != (batch, data.num_classes):
-    got = type(logits).__name__ if shape is None else f'shape {shape}'
+  shape = getattr(outputs, 'shape', None)
+  if loss.classes and shape != (batch, data.num_classes):
+    got = type(outputs).__name__ if shape is None else f'shape {shape}'
     number = 'one picture' if batch == 1 else f'{batch} pictures'
     raise ValueError(
       f'dataset={data.name}: expected logits [batch, {data.num_classes}] for '
       f'as many classes, got {got} for {number}.'
     )
+  labels = data.train.labels
+  dtype = jax.dtypes.canonicalize_dtype(labels.dtype)
+  one = jax.ShapeDtypeStruct((batch, *labels.shape[1:]), dtype)
+  check_shapes(loss, outputs, one)
   return others
 
 

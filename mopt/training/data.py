@@ -29,14 +29,15 @@ class Split(NamedTuple):
   # Pictures [n, height, width, channels], dtype=np.uint8; or features [n, ...],
   # of a float type.
   images: np.ndarray | jax.Array
-  labels: np.ndarray | jax.Array  # shape=(n,), dtype=np.int32.
+  # Classes [n], dtype=np.int32; or what the loss takes, numbers [n, ...].
+  labels: np.ndarray | jax.Array
 
 
 class Dataset(NamedTuple):
-  """A classification task."""
+  """A task, of classification unless the loss is another one."""
 
   name: str
-  num_classes: int
+  num_classes: int  # Size of the output by which networks are made.
   train: Split
   val: Split  # May hold no example.
   test: Split
@@ -45,8 +46,13 @@ class Dataset(NamedTuple):
   class_names: tuple[str, ...] = ()  # Of a folder's classes, by label.
 
 
-def check_data(data: Dataset) -> None:
+def check_data(data: Dataset, classes: bool = True) -> None:
   """Raises unless all splits hold what training and scoring take for granted.
+
+  Args:
+    data: to check.
+    classes: whether labels are classes. Else they are numbers of any one shape
+      and type, finite in float32, and `num_classes` is 1 or more.
 
   Raises:
     ValueError: with one line that names the split, what was found and what is
@@ -58,8 +64,11 @@ def check_data(data: Dataset) -> None:
       axis.
   """
   wanted = f'dataset={data.name}: expected'
-  if data.num_classes < 2:
-    raise ValueError(f'{wanted} at least 2 classes, got {data.num_classes}.')
+  least, what = (2, 'classes') if classes else (1, 'output')
+  if data.num_classes < least:
+    raise ValueError(
+      f'{wanted} at least {least} {what}, got {data.num_classes}.'
+    )
   for name in ('train', 'val', 'test'):
     split = getattr(data, name)
     for array in split:
@@ -69,7 +78,10 @@ def check_data(data: Dataset) -> None:
           f'{type(array).__name__}.'
         )
     _check_examples(wanted, name, split.images, data.train.images)
-    _check_labels(wanted, name, split, data.num_classes)
+    if classes:
+      _check_labels(wanted, name, split, data.num_classes)
+    else:
+      _check_targets(wanted, name, split, data.train.labels)
     if name != 'val' and not len(split.labels):
       raise ValueError(f'{wanted} examples in the split {name}, got none.')
   places = data.train.images.shape[-1]
@@ -101,18 +113,54 @@ def _check_examples(wanted, name, examples, train) -> None:
       f'{wanted} {what} in the split {name}, of the size of those in train, '
       f'got shape {examples.shape}.'
     )
-  if is_picture or not len(examples):
+  if not is_picture:
+    _check_finite(wanted, name, 'features', examples)
+
+
+def _check_finite(wanted, name, what, array) -> None:
+  """Of the split `name`; `array` may have no entry."""
+  if not len(array):
     return
   # Extremes first: they need no array as large as the data.
   most = float(np.finfo(np.float32).max)
   # In float64, for float16 has no such number.
   is_fine = lambda x: abs(np.asarray(x, np.float64)) <= most
-  if not (is_fine(examples.min()) and is_fine(examples.max())):
-    place = tuple(np.argwhere(~is_fine(examples))[0].tolist())
+  if not (is_fine(array.min()) and is_fine(array.max())):
+    place = tuple(np.argwhere(~is_fine(array))[0].tolist())
     raise ValueError(
-      f'{wanted} features that are finite in float32 in the split {name}, got '
-      f'{examples[place]} at {list(place)}.'
+      f'{wanted} {what} that are finite in float32 in the split {name}, got '
+      f'{array[place]} at {list(place)}.'
     )
+
+
+def _check_targets(wanted, name, split, train) -> None:
+  """Labels that are no classes; `train` are those to train on."""
+  examples, labels = split
+  kinds = jnp.floating, jnp.integer, jnp.bool_
+  if not any(jnp.issubdtype(labels.dtype, kind) for kind in kinds):
+    raise ValueError(
+      f'{wanted} numbers as labels of the split {name}, got {labels.dtype}.'
+    )
+  if labels.dtype != train.dtype:
+    raise ValueError(
+      f'{wanted} labels in {train.dtype} in the split {name}, as in train, got '
+      f'{labels.dtype}.'
+    )
+  shape = (len(examples), *train.shape[1:])
+  if labels.shape != shape or 0 in shape[1:]:
+    raise ValueError(
+      f'{wanted} a label for each of the {len(examples)} examples of the split '
+      f'{name}, all of one size, as in train, got shape {labels.shape}.'
+    )
+  if jnp.issubdtype(labels.dtype, jnp.floating):
+    _check_finite(wanted, name, 'labels', labels)
+  elif labels.dtype != np.bool_ and len(labels):
+    least, most = int(labels.min()), int(labels.max())
+    if least < -(2**31) or most >= 2**31:
+      raise ValueError(
+        f'{wanted} labels that int32 can hold in the split {name}, got {least} '
+        f'to {most}.'
+      )
 
 
 def _check_labels(wanted, name, split, num_classes) -> None:

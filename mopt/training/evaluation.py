@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from mopt.training import calls
 from mopt.training.data import Split
 from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import over_devices
+from mopt.training.loss import Loss
 from mopt.training.scaling import normalise
 
 PyTree = Any
@@ -27,19 +27,17 @@ _STREAMED = 10_000
 class Evaluation(NamedTuple):
   """Means over the examples of a split, `[M]` each; NaN without any."""
 
-  ce: np.ndarray
-  accuracy: np.ndarray
+  loss: np.ndarray
+  score: np.ndarray
 
 
 def score(
-  logits: jax.Array, labels: jax.Array, count: jax.Array
+  loss: Loss, outputs: PyTree, labels: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Cross entropy and hits, summed over the examples that count."""
-  ce = optax.softmax_cross_entropy_with_integer_labels(
-    logits.astype(jnp.float32), labels
-  )
-  hits = jnp.argmax(logits, axis=-1) == labels
-  return jnp.sum(ce * count), jnp.sum(hits * count)
+  """Loss and score, summed over the examples that count, in float32."""
+  each = [f(outputs, labels) for f in (loss.per_example, loss.score)]
+  first, second = (jnp.sum(x.astype(jnp.float32) * count) for x in each)
+  return first, second
 
 
 def make_evaluate(
@@ -51,7 +49,8 @@ def make_evaluate(
   """Makes the function that scores a population.
 
   Args:
-    job: for the network, and the mean and standard deviation of the pixels.
+    job: for the network, the loss, and the mean and standard deviation of the
+      pixels.
     splits: of its data, on the devices unless they are streamed.
     layout: of the population; devices that do not have members of their own
       take a share of the batches.
@@ -75,7 +74,7 @@ def make_evaluate(
       nothing = np.full(math.prod(layout.size), np.nan, np.float32)
       return Evaluation(nothing, nothing)
     size = _STREAMED if streamed else total
-    ce, correct = np.zeros(()), np.zeros(())
+    sums = np.zeros(()), np.zeros(())
     for start in range(0, total, size):
       # A slice of all of it would be a copy.
       part = (
@@ -83,9 +82,9 @@ def make_evaluate(
       )
       batches = _batches(len(part.labels), layout.num_shares)
       batches = tuple(x[layout.share] for x in batches)
-      scores = layout.collect(sums_on_devices(variables, part, *batches))
-      ce, correct = ce + scores[0], correct + scores[1]
-    return Evaluation(ce / total, correct / total)
+      more = layout.collect(sums_on_devices(variables, part, *batches))
+      sums = sums[0] + more[0], sums[1] + more[1]
+    return Evaluation(sums[0] / total, sums[1] / total)
 
   return evaluate
 
@@ -117,8 +116,8 @@ def _sums(
     images = normalise(images, job.data.mean, job.data.std)
 
     def member_sums(variables):
-      logits = calls.predict(job.model, images, variables)
-      return score(logits, split.labels[indices], count)
+      outputs = calls.predict(job.model, images, variables)
+      return score(job.loss, outputs, split.labels[indices], count)
 
     return jax.vmap(jax.vmap(member_sums))(variables)
 

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from mopt.training.config import Config
 from mopt.training.data import Dataset
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 
 
 class Job(NamedTuple):
@@ -30,9 +32,9 @@ class Job(NamedTuple):
   """
 
   config: Config
-  # From images [batch, h, w, c] to logits, called with `train=` if it takes
-  # that. If it has a field `axis_name`, as `models.vgg.VGG` has, that is set to
-  # the axis of the devices.
+  # From images [batch, h, w, c] to logits, or what else the loss is of, called
+  # with `train=` if it takes that. If it has a field `axis_name`, as
+  # `models.vgg.VGG` has, that is set to the axis of the devices.
   model: nn.Module
   data: Dataset
   workdir: pathlib.Path = pathlib.Path()  # An existing folder.
@@ -48,6 +50,7 @@ class Job(NamedTuple):
   # devices that share a batch. The batch has `images`, as the network gets
   # them, and `labels`.
   objectives: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+  loss: Loss = cross_entropy
 
   @property
   def model_name(self) -> str:

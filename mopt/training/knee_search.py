@@ -26,6 +26,8 @@ from mopt.training.data import fingerprint
 from mopt.training.data import SPLIT_NAMES
 from mopt.training.job import Job
 from mopt.training.loop import train_members
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 from mopt.training.objectives import counted
 from mopt.training.program import check_job
 from mopt.training.single_run import environment
@@ -55,21 +57,21 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
 
   Raises:
     Interrupted: see `mopt.training.run`, like OSError and `Damaged`.
-    ValueError: if batch, data and model do not fit, or, before anything is
-      written, if what is to be resumed belongs to other settings.
+    ValueError: if batch, data, model and loss do not fit, or, before anything
+      is written, if what is to be resumed belongs to other settings.
   """
   start = time.perf_counter()
   workdir = pathlib.Path(job.workdir)
   job = job._replace(workdir=workdir)
-  config, data, console = job.config, job.data, job.console
+  config, data, loss, console = job.config, job.data, job.loss, job.console
   check_job(job)
   strategy = make_strategy(config)
   split = selection_split(config, data)
   state = strategy.init()
   rows: list[dict[str, Any]] = []
   if resume:
-    check_settings(config, workdir, fingerprint(data))
-    rows, state = _replay(config, workdir, split)
+    check_settings(config, workdir, fingerprint(data), loss)
+    rows, state = _replay(config, workdir, split, loss)
   about = dataclasses.asdict(config) | {'environment': environment(data)}
   files.write_json(workdir / 'config.json', about)
   while not strategy.done(state):
@@ -91,12 +93,12 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
     new = [
       {'level': level} | row | {'file': f'{name}/{row["file"]}'} for row in new
     ]
-    state = _tell(config, strategy, state, new, split)
+    state = _tell(config, strategy, state, new, split, loss)
     rows += new
-    records.mark_front(rows, split, config.front_column)
+    records.mark_front(rows, split, loss, config.front_column)
     files.write_csv(workdir / 'results.csv', rows)
-    _draw(config, workdir, rows, split)
-  console.print(table(config.objectives, rows, split))
+    _draw(job, rows, split)
+  console.print(table(config.objectives, rows, split, loss))
   chosen = _weights(config, [row for row in rows if row['knee']])
   knee = chosen[0] if chosen else None
   found = []
@@ -104,7 +106,7 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
     console.print('No knee: fewer than three points, or none below their line.')
   else:
     found = _train_knee(job, knee)
-  _draw(config, workdir, rows, split, found)
+  _draw(job, rows, split, found)
   seconds = round(time.perf_counter() - start, 1)
   about |= {'knee': knee, 'seconds': seconds}
   files.write_json(workdir / 'config.json', about)
@@ -130,7 +132,10 @@ def make_strategy(config: Config) -> strategies.Search:
 
 
 def check_resumable(
-  config: Config, data: Dataset, workdir: str | os.PathLike
+  config: Config,
+  data: Dataset,
+  workdir: str | os.PathLike,
+  loss: Loss = cross_entropy,
 ) -> list[str]:
   """Raises unless a folder holds a run or search with these settings.
 
@@ -142,15 +147,15 @@ def check_resumable(
       set if it is not what it was, or says that nothing is there, or that
       results.csv is not what this search has left.
   """
-  lines = check_settings(config, workdir, fingerprint(data))
+  lines = check_settings(config, workdir, fingerprint(data), loss)
   if config.is_search:
     split = selection_split(config, data)
-    _replay(config, pathlib.Path(workdir), split)
+    _replay(config, pathlib.Path(workdir), split, loss)
   return lines
 
 
 def _replay(
-  config: Config, workdir: pathlib.Path, split: str
+  config: Config, workdir: pathlib.Path, split: str, loss: Loss
 ) -> tuple[list[dict[str, Any]], strategies.SearchState]:
   """The trainings in a folder, and where the strategy stands after them."""
   strategy = make_strategy(config)
@@ -166,7 +171,7 @@ def _replay(
     for row in rows:
       if row['level'] != state.level + 1:
         raise ValueError(f'level {row["level"]} after level {state.level}')
-      state = _tell(config, strategy, state, [row], split)
+      state = _tell(config, strategy, state, [row], split, loss)
   # The last two: not the cells that a search writes.
   except (OSError, ValueError, LookupError, TypeError) as error:
     raise ValueError(
@@ -175,8 +180,8 @@ def _replay(
   return rows, state
 
 
-def _tell(config, strategy, state, rows, split) -> strategies.SearchState:
-  objectives = [_objectives(config, row, split) for row in rows]
+def _tell(config, strategy, state, rows, split, loss) -> strategies.SearchState:
+  objectives = [_objectives(config, row, split, loss) for row in rows]
   return strategy.tell(state, _weights(config, rows), objectives)
 
 
@@ -185,7 +190,9 @@ def _weights(config: Config, rows) -> list[float]:
   return [row[f'weight_{config.objectives[1]}'] for row in rows]
 
 
-def _objectives(config: Config, row, split: str) -> tuple[float, float]:
+def _objectives(
+  config: Config, row, split: str, loss: Loss
+) -> tuple[float, float]:
   """What a strategy is told of a network.
 
   A dichotomic search needs the terms of the weighted sum, for its slopes are
@@ -193,15 +200,14 @@ def _objectives(config: Config, row, split: str) -> tuple[float, float]:
   go by what front and knee are judged by, where it is a failure.
   """
   if config.search in ('dichotomic', 'stochastic_dichotomic'):
-    return row[f'ce_{split}'], row[config.objectives[1]]
-  return _judged(row, split)
+    return row[f'{loss.name}_{split}'], row[config.objectives[1]]
+  return _judged(row, split, loss)
 
 
-def _judged(row, split: str) -> tuple[float, float]:
+def _judged(row, split: str, loss: Loss) -> tuple[float, float]:
   """(error, ln nonzeros) of a network, infinite if it has collapsed."""
-  if records.is_collapsed(row):
-    return math.inf, math.inf
-  return 1 - row[f'accuracy_{split}'], math.log(row['nonzeros'])
+  point = records.judged(row, split, loss)
+  return (point[0], math.log(point[1])) if point else (math.inf, math.inf)
 
 
 def _train_level(
@@ -215,17 +221,17 @@ def _train_level(
     seed=config.seed[:1],
     epochs=config.search_epochs or max(1, config.epochs // 3),
   )
-  _keep_if_of(settings, job.workdir)
+  _keep_if_of(settings, job.workdir, job.loss)
   rows = train_members(job._replace(config=settings), ('train', 'val', split))
   shutil.rmtree(job.workdir / 'checkpoints', ignore_errors=True)
   return rows
 
 
-def _keep_if_of(settings: Config, folder: pathlib.Path) -> None:
+def _keep_if_of(settings: Config, folder: pathlib.Path, loss: Loss) -> None:
   """Keeps what a search that was cut off has left, if it may go on with it."""
   if folder.exists():
     try:
-      check_settings(settings, folder)
+      check_settings(settings, folder, loss=loss)
       return
     except ValueError:  # of other weights, or not even that
       shutil.rmtree(folder)
@@ -243,7 +249,7 @@ def _train_knee(job: Job, knee: float) -> list[dict[str, Any]]:
     highlight=False,
   )
   settings = dataclasses.replace(config, search='none', l1=(knee,))
-  _keep_if_of(settings, folder)
+  _keep_if_of(settings, folder, job.loss)
   return run(job._replace(config=settings, workdir=folder))
 
 
@@ -251,13 +257,14 @@ def hypervolumes(
   rows: Sequence[dict[str, Any]],
   split: str,
   reference: tuple[float, float] | None = None,
+  loss: Loss = cross_entropy,
 ) -> list[float]:
   """Of the first row, the first two, and so on, in (error, ln nonzeros).
 
   Up to `reference`, or to the worst values of all rows. Collapsed ones add
   nothing.
   """
-  points = [_judged(row, split) for row in rows]
+  points = [_judged(row, split, loss) for row in rows]
   if reference is None:
     alive = [point for point in points if math.isfinite(point[0])]
     if not alive:
@@ -268,20 +275,25 @@ def hypervolumes(
   ]
 
 
-def _draw(config, workdir, rows, split, retrained=()) -> None:
+def _draw(job: Job, rows, split, retrained=()) -> None:
   # Imported late: matplotlib takes a second, which --help would wait for.
   from mopt.training import plots
 
+  config, workdir, loss = job.config, pathlib.Path(job.workdir), job.loss
   name = SPLIT_NAMES[split]
   title = f'{config.search} search, {config.model} on {config.dataset}'
   plots.plot_front(
     workdir / 'front.png',
     rows,
-    f'{title}: {len(rows)} trainings, knee by {name} error',
+    f'{title}: {len(rows)} trainings, knee by {loss.error(name)}',
     split,
     retrained,
+    loss=loss,
     counted=counted(config),
   )
   plots.plot_search(
-    workdir / 'search.png', hypervolumes(rows, split), f'{title}, {name} data'
+    workdir / 'search.png',
+    hypervolumes(rows, split, loss=loss),
+    f'{title}, {name} data',
+    error=loss.error(''),
   )

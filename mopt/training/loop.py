@@ -33,6 +33,7 @@ from mopt.training.evaluation import Evaluation
 from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import split_members
+from mopt.training.loss import Loss
 from mopt.training.objectives import leaf_columns
 from mopt.training.objectives import prunable
 from mopt.training.population import file_names
@@ -60,7 +61,7 @@ def train_members(
     OSError: if something cannot be written.
     Damaged: if there are checkpoints and all of them are damaged.
   """
-  config, data = job.config, job.data
+  config, data, loss = job.config, job.data, job.loss
   program = program_lib.make_program(job)
   members = make_population(config)
   job.console.print(
@@ -86,7 +87,8 @@ def train_members(
     program.layout.collect(state.failure),
     # Of a bias no weight is needed.
     layers=leaf_columns(config, one, min_axes=2),
-    chance=np.bincount(labels).max() / len(labels),
+    chance=np.bincount(labels).max() / len(labels) if loss.classes else None,
+    loss=loss,
   )
   _save_members(job, members, variables)
   paths = [f'members/{name}.npz' for name in file_names(config)]
@@ -143,9 +145,11 @@ def _train(
       }
       files.append_jsonl(
         workdir / 'metrics.jsonl',
-        records.epoch_records(names, members, head, metrics, val, counts),
+        records.epoch_records(
+          names, members, head, metrics, val, counts, loss=job.loss
+        ),
       )
-      summary = _summary(metrics, val, counts)
+      summary = _summary(job.loss, metrics, val, counts)
       progress.update(task, advance=1, description=summary)
       if not console.is_terminal:
         console.print(
@@ -157,7 +161,8 @@ def _train(
       if stop or is_last or (number + 1) % config.checkpoint_every == 0:
         tree = layout.collect(state)
         if processes.is_first():
-          saved.save(number + 1, tree, _score(metrics, val, counts))
+          score = _score(job.loss, metrics, val, counts)
+          saved.save(number + 1, tree, score)
       if stop and not is_last:
         saved.finish()
         raise Interrupted(f'{workdir}: stopped after epoch {number + 1}.')
@@ -226,11 +231,13 @@ def _report_failures(
     )
 
 
-def _score(metrics, val, counts) -> float:
+def _score(loss: Loss, metrics, val, counts) -> float:
   """Hypervolume of the population, in (error, ln nonzeros)."""
-  accuracy = metrics.accuracy if np.isnan(val.accuracy).any() else val.accuracy
+  error = 1 - (metrics.score if np.isnan(val.score).all() else val.score)
+  if not loss.classes:  # It may be of any size: now below 1, in the same order.
+    error = error / (1 + abs(error))
   nonzeros = np.maximum(counts.nonzeros.total, 1)
-  points = np.column_stack([1 - accuracy, np.log(nonzeros)])
+  points = np.column_stack([error, np.log(nonzeros)])
   total = int(counts.nonzeros.size[0])
   points = points[np.isfinite(points).all(axis=1)]
   return mopt.hypervolume(points, (1.0, math.log(total) + 1))
@@ -264,12 +271,13 @@ def _range(values: np.ndarray, form: str) -> str:
   return text if low == high else f'{text}..{format(high, form)}'
 
 
-def _summary(metrics, val, counts) -> str:
-  has_val = not np.isnan(val.ce).any()
-  accuracy = val.accuracy if has_val else metrics.accuracy
+def _summary(loss: Loss, metrics, val, counts) -> str:
+  has_val = not np.isnan(val.loss).all()
+  score = val.score if has_val else metrics.score
+  form = '.3f' if loss.classes else '.4g'
   return (
-    f'loss {_range(metrics.ce, ".3f")}  '
-    f'{"val" if has_val else "train"} accuracy {_range(accuracy, ".3f")}  '
+    f'loss {_range(metrics.loss, form)}  '
+    f'{"val" if has_val else "train"} {loss.score_name} {_range(score, form)}  '
     f'nonzeros {_range(counts.nonzeros.total, ",")}'
   )
 

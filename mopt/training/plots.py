@@ -11,6 +11,8 @@ from matplotlib import ticker
 import numpy as np
 
 from mopt.training.data import SPLIT_NAMES
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 
 # viridis is readable for the colour-blind and in grey.
 _COLORMAP = matplotlib.colormaps['viridis']
@@ -22,9 +24,10 @@ def plot_front(
   title: str,
   split: str = 'test',
   retrained: Sequence[dict[str, Any]] = (),
+  loss: Loss = cross_entropy,
   counted: str = 'in the dense layers',
 ) -> None:
-  """Draws accuracy against nonzeros, the front and its knee.
+  """Draws the score against nonzeros, the front and its knee.
 
   Dots are filled if nothing dominates them. Where a weight has several seeds, a
   cross spans all of them.
@@ -34,14 +37,21 @@ def plot_front(
     rows: of results.csv, with `pareto` and `knee` set; drawn if their `status`
       is ok.
     title: above the axes.
-    split: whose accuracy is drawn: `'train'`, `'val'` or `'test'`.
+    split: whose score is drawn: `'train'`, `'val'` or `'test'`.
     retrained: rows of networks that were trained longer, drawn as stars.
+    loss: of the run.
     counted: which weights the nonzeros are of.
   """
-  alive = [row for row in rows if row.get('status', 'ok') == 'ok']
   picture = figure.Figure(figsize=(6.4, 4.4), layout='constrained', dpi=150)
   axes = picture.add_subplot()
-  accuracy = lambda row: 100 * row[f'accuracy_{split}']
+  factor = 100 if loss.classes else 1
+  score = lambda row: factor * row[f'{loss.score_name}_{split}']
+  alive = [
+    row
+    for row in rows
+    if row.get('status', 'ok') == 'ok' and np.isfinite(score(row))
+  ]
+  show = lambda y: f'{y:.1f} %' if loss.classes else f'{y:.4g}'
   weights = list(filter(None, map(_weight, alive)))
   norm = None
   if weights:
@@ -61,7 +71,7 @@ def plot_front(
   front = sorted(
     (row for row in alive if row['pareto']), key=lambda row: row['nonzeros']
   )
-  heights = [accuracy(row) for row in front]
+  heights = [score(row) for row in front]
   # A front of three is no line.
   if heights == sorted(heights):
     axes.plot(
@@ -72,11 +82,11 @@ def plot_front(
       zorder=1,
     )
   for group in _by_weight(alive):
-    _cross(axes, group, accuracy, color(group[0]))
+    _cross(axes, group, score, color(group[0]))
   for row in alive:
     axes.scatter(
       row['nonzeros'],
-      accuracy(row),
+      score(row),
       s=46,
       facecolor=color(row) if row['pareto'] else 'none',
       edgecolor=color(row),
@@ -86,7 +96,7 @@ def plot_front(
     if row['knee']:
       axes.scatter(
         row['nonzeros'],
-        accuracy(row),
+        score(row),
         s=190,
         facecolor='none',
         edgecolor='black',
@@ -94,8 +104,8 @@ def plot_front(
         zorder=3,
       )
       axes.annotate(
-        f'knee: {row["nonzeros"]:,} nonzeros, {accuracy(row):.1f} %',
-        (row['nonzeros'], accuracy(row)),
+        f'knee: {row["nonzeros"]:,} nonzeros, {show(score(row))}',
+        (row['nonzeros'], score(row)),
         xytext=(14, -22),
         textcoords='offset points',
         arrowprops={'arrowstyle': '-', 'color': '0.4'},
@@ -103,7 +113,7 @@ def plot_front(
   if retrained:
     axes.scatter(
       [row['nonzeros'] for row in retrained],
-      [accuracy(row) for row in retrained],
+      [score(row) for row in retrained],
       s=90,
       marker='*',
       color='black',
@@ -120,7 +130,8 @@ def plot_front(
   axes.xaxis.set_minor_formatter(ticker.NullFormatter())
   # A pattern, and the name of a file, may hold what begins a formula.
   axes.set_xlabel(f'nonzero weights {counted}', parse_math=False)
-  axes.set_ylabel(f'{SPLIT_NAMES[split]} accuracy (%)')
+  unit = ' (%)' if loss.classes else ''
+  axes.set_ylabel(f'{SPLIT_NAMES[split]} {loss.score_name}{unit}')
   axes.set_title(title, fontsize='medium', parse_math=False)
   axes.grid(alpha=0.3)
   failed = len(rows) - len(alive)
@@ -154,10 +165,10 @@ def _by_weight(rows) -> list[list[dict[str, Any]]]:
   return [group for group in groups.values() if len(group) > 1]
 
 
-def _cross(axes, group, accuracy, color) -> None:
+def _cross(axes, group, score, color) -> None:
   """Error bars from the least to the largest of a group, at its medians."""
   x = np.array([row['nonzeros'] for row in group], float)
-  y = np.array([accuracy(row) for row in group])
+  y = np.array([score(row) for row in group])
   span = lambda v: [[np.median(v) - v.min()], [v.max() - np.median(v)]]
   axes.errorbar(
     np.median(x),
@@ -172,7 +183,10 @@ def _cross(axes, group, accuracy, color) -> None:
 
 
 def plot_search(
-  path: str | os.PathLike, hypervolumes: Sequence[float], title: str
+  path: str | os.PathLike,
+  hypervolumes: Sequence[float],
+  title: str,
+  error: str = 'error',
 ) -> None:
   """Draws how the hypervolume grows with the number of trainings.
 
@@ -180,6 +194,7 @@ def plot_search(
     path: of the .png file.
     hypervolumes: after the first training, the second one, and so on.
     title: above the axes.
+    error: what front and knee go by, in words.
   """
   picture = figure.Figure(figsize=(6.4, 4.0), layout='constrained', dpi=150)
   axes = picture.add_subplot()
@@ -192,7 +207,7 @@ def plot_search(
   )
   axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
   axes.set_xlabel('trainings')
-  axes.set_ylabel('hypervolume in (error, ln nonzeros)')
+  axes.set_ylabel(f'hypervolume in ({error}, ln nonzeros)')
   axes.set_title(title, fontsize='medium', parse_math=False)
   axes.grid(alpha=0.3)
   picture.savefig(path)

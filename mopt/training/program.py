@@ -31,6 +31,9 @@ from mopt.training.job import Job
 from mopt.training.layout import Layout
 from mopt.training.layout import make_layout
 from mopt.training.layout import over_devices
+from mopt.training.loss import check_names
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 from mopt.training.objectives import check_objectives
 from mopt.training.objectives import check_prunable
 from mopt.training.objectives import leaf_columns
@@ -67,26 +70,30 @@ class Program(NamedTuple):
   restore: Callable[[PyTree], State]
 
 
-def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
-  """`check_job` of what the settings, a network and data make by themselves."""
-  check_job(Job(config, model, data))
+def check_fit(
+  config: Config, model: nn.Module, data: Dataset, loss: Loss = cross_entropy
+) -> None:
+  """`check_job` of settings, a network, data and a loss by themselves."""
+  check_job(Job(config, model, data, loss=loss))
 
 
 def check_job(job: Job) -> None:
   """Raises unless all that a run is made from goes together, at no cost.
 
   Raises:
-    ValueError: for data that `mopt.training.data.check_data` refuses, a batch
-      larger than the data, examples that cannot be moved as asked, a network
-      that `mopt.training.calls.check` refuses, one in which nothing is to be
-      pruned, objectives that are unknown or give no number, or a column of the
-      front that results.csv does not have.
+    ValueError: for names of a loss that columns cannot have, data that
+      `mopt.training.data.check_data` refuses, a batch larger than the data,
+      examples that cannot be moved as asked, a network that
+      `mopt.training.calls.check` refuses, one in which nothing is to be pruned,
+      objectives that are unknown or give no number, or a column of the front
+      that results.csv does not have.
   """
   config, model, data = job.config, job.model, job.data
-  check_data(data)
+  check_names(job.loss)
+  check_data(data, job.loss.classes)
   check_augmentation(config, data)
   steps_per_epoch(config, len(data.train.labels))
-  params = calls.check(job.model_name, model, data)
+  params = calls.check(job.model_name, model, data, job.loss)
   check_prunable(config, params)
   objectives = make_objectives(config, job.objectives)
   shapes: Any = jax.ShapeDtypeStruct
@@ -96,7 +103,7 @@ def check_job(job: Job) -> None:
     shapes((config.batch_size, *labels.shape[1:]), labels.dtype),
   )
   check_objectives(objectives, params, batch)
-  columns = [*objectives.of_params, 'ce_train', 'nonzeros_all']
+  columns = [*objectives.of_params, f'{job.loss.name}_train', 'nonzeros_all']
   columns += leaf_columns(config, params)
   if config.front_column not in (None, *columns):
     raise ValueError(
@@ -108,14 +115,14 @@ def check_job(job: Job) -> None:
 def must_stream(
   config: Config, data: Dataset, devices: Sequence[jax.Device]
 ) -> bool:
-  """Whether pictures stay on the host: as told, or if they would not fit."""
+  """Whether examples stay on the host: as told, or if they would not fit."""
   if config.stream is not None:
     return config.stream
   stats = devices[0].memory_stats() or {}  # CPUs have none.
   splits = (data.train, data.val, data.test)
   # Half is left to networks, optimizers and activations.
   limit = stats.get('bytes_limit', np.inf) / 2
-  return sum(split.images.nbytes for split in splits) > limit
+  return sum(x.nbytes for split in splits for x in split) > limit
 
 
 def make_program(job: Job) -> Program:
@@ -263,13 +270,13 @@ def _over_epoch(
   of_grid = means._replace(
     weights_min=tuple(x.min(axis=0) for x in metrics.weights_min),
     weights_max=tuple(x.max(axis=0) for x in metrics.weights_max),
-    ce=metrics.ce.sum(axis=0) / examples,
-    accuracy=metrics.accuracy.sum(axis=0) / examples,
+    loss=metrics.loss.sum(axis=0) / examples,
+    score=metrics.score.sum(axis=0) / examples,
   )
 
   def flat(x):
     if isinstance(x, tuple):  # An empty one: the cosines of one objective.
-      return np.reshape(x, (len(x), of_grid.ce.size)).T
+      return np.reshape(x, (len(x), of_grid.loss.size)).T
     return x.ravel()
 
   return Metrics(*map(flat, of_grid))

@@ -1,7 +1,7 @@
 """What is logged and tabulated of the members of a run.
 
 An objective has a name; its value is the column `NAME`, its weight
-`weight_NAME`.
+`weight_NAME`. Loss and score are `NAME_SPLIT`, as `Loss` calls them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,8 @@ from mopt.masks import masked_leaves
 from mopt.training import files
 from mopt.training.evaluation import Evaluation
 from mopt.training.layout import split_members
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 from mopt.training.objectives import layer_name
 from mopt.training.objectives import leaf_column
 from mopt.training.population import Member
@@ -30,7 +32,7 @@ PyTree = Any
 _WEIGHT = 'weight_'  # of an objective, whose name follows
 
 
-def is_collapsed(row: dict[str, Any]) -> bool:
+def is_collapsed(row: dict[str, Any], loss: Loss = cross_entropy) -> bool:
   """Whether a member has failed, as its `status` says.
 
   Rows without one, of others' tables, have failed if they have diverged or lack
@@ -38,21 +40,23 @@ def is_collapsed(row: dict[str, Any]) -> bool:
   """
   if 'status' in row:
     return row['status'] != 'ok'
-  return _is_dead(row, layer_columns(row))
+  return _is_dead(row, layer_columns(row), loss)
 
 
-def _is_dead(row: dict[str, Any], layers: Sequence[str]) -> bool:
+def _is_dead(row: dict[str, Any], layers: Sequence[str], loss: Loss) -> bool:
   """Whether a network has diverged, or has a layer without a nonzero weight.
 
   Such a layer passes nothing on, so the network answers the same to every
   picture.
   """
   counts = [row[name] for name in layers]
-  # Objectives of the parameters; the value of the error is the cross entropy.
+  # Objectives of the parameters; the value of the error is the loss.
   objectives = [
     name.removeprefix(_WEIGHT) for name in row if name.startswith(_WEIGHT)
   ]
-  values = [row[name] for name in ('ce_train', *objectives) if name in row]
+  values = [
+    row[name] for name in (f'{loss.name}_train', *objectives) if name in row
+  ]
   is_finite = all(map(math.isfinite, values))
   return not is_finite or min(counts, default=row['nonzeros']) == 0
 
@@ -63,18 +67,37 @@ def layer_columns(row: Mapping[str, Any]) -> list[str]:
   return [k for k in row if k.startswith('nonzeros_') and k not in others]
 
 
+def judged(
+  row: dict[str, Any], split: str, loss: Loss = cross_entropy
+) -> tuple[float, int] | None:
+  """(error, nonzeros) of a member, `None` if it has collapsed.
+
+  The error is 1 less the mean score on a split, which may have an example that
+  no other split has the like of: where it is not finite, the member has failed.
+  """
+  error = 1 - row[f'{loss.score_name}_{split}']
+  if is_collapsed(row, loss) or not math.isfinite(error):
+    return None
+  return error, row['nonzeros']
+
+
 def mark_front(
-  rows: Sequence[dict[str, Any]], split: str, third: str | None = None
+  rows: Sequence[dict[str, Any]],
+  split: str,
+  loss: Loss = cross_entropy,
+  third: str | None = None,
 ) -> None:
   """Sets `pareto` and `knee` of each row, on (error, log nonzeros).
 
   Args:
     rows: changed in place. Collapsed members are left out.
-    split: whose accuracy selects: `'train'`, `'val'` or `'test'`.
+    split: whose score selects: `'train'`, `'val'` or `'test'`.
+    loss: of the run.
     third: a column that joins the front, but not the knee.
   """
-  alive = [row for row in rows if not is_collapsed(row)]
-  points = [(1 - row[f'accuracy_{split}'], row['nonzeros']) for row in alive]
+  known = [(row, judged(row, split, loss)) for row in rows]
+  alive = [row for row, point in known if point]
+  points = [point for _, point in known if point]
   knee = mopt.knee(points, method='chord', scale='log')
   if third is not None:
     points = [(*point, row[third]) for point, row in zip(points, alive)]
@@ -128,6 +151,7 @@ def epoch_records(
   metrics: Metrics,
   val: Evaluation,
   counts: Complexity,
+  loss: Loss = cross_entropy,
 ) -> list[dict[str, Any]]:
   """What is logged of an epoch, a record for each member.
 
@@ -138,6 +162,7 @@ def epoch_records(
     metrics: of the epoch.
     val: the networks after it, on validation data.
     counts: ditto.
+    loss: of the run.
   """
   unknown = (math.nan,) * len(names)
   own = np.array([member.weights or unknown for member in members], float)
@@ -155,10 +180,10 @@ def epoch_records(
   ):
     columns |= {form.format(k): v for k, v in zip(labels, values.T)}
   columns |= {
-    'ce_train': metrics.ce,
-    'accuracy_train': metrics.accuracy,
-    'ce_val': val.ce,
-    'accuracy_val': val.accuracy,
+    f'{loss.name}_train': metrics.loss,
+    f'{loss.score_name}_train': metrics.score,
+    f'{loss.name}_val': val.loss,
+    f'{loss.score_name}_val': val.score,
   }
   columns |= _counted(counts)
   return _by_member(names, members, head, columns)
@@ -189,7 +214,8 @@ def result_rows(
   counts: Complexity,
   failure: Failure,
   layers: Sequence[str],
-  chance: float,
+  chance: float | None,
+  loss: Loss = cross_entropy,
 ) -> list[dict[str, Any]]:
   """The columns of results.csv but for the front's and the name of a file.
 
@@ -200,17 +226,27 @@ def result_rows(
     counts: of the pruned networks.
     failure: `[M]` each.
     layers: columns of leaves of which some weight has to be left.
-    chance: the share of the most frequent class in the training data.
+    chance: the share of the most frequent class in the training data, `None`
+      where there are no classes.
+    loss: of the run.
   """
-  columns: dict[str, Any] = {f'ce_{k}': x.ce for k, x in scores.items()}
+  columns: dict[str, Any] = {
+    f'{loss.name}_{k}': x.loss for k, x in scores.items()
+  }
   columns |= {**counts.values, **_counted(counts)}
   columns |= {'params': counts.params, 'nonzeros_all': counts.nonzeros_all}
-  columns |= {f'accuracy_{k}': x.accuracy for k, x in scores.items()}
+  columns |= {f'{loss.score_name}_{k}': x.score for k, x in scores.items()}
   rows = _by_member(names, members, {}, columns)
+  score = scores['train'].score
+  least = -math.inf if chance is None else chance + 1e-6
   for index, row in enumerate(rows):
     if failure.objective[index]:
       row['status'] = describe_failure(names, failure, index)
-    elif _is_dead(row, layers) or row['accuracy_train'] <= chance + 1e-6:
+    elif (
+      _is_dead(row, layers, loss)
+      or not math.isfinite(score[index])
+      or score[index] <= least
+    ):
       row['status'] = 'collapsed'
     else:
       row['status'] = 'ok'

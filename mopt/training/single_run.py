@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from rich import box
 from rich.table import Table
@@ -25,6 +24,8 @@ from mopt.training.data import fingerprint
 from mopt.training.data import SPLIT_NAMES
 from mopt.training.job import Job
 from mopt.training.loop import train_members
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 from mopt.training.objectives import counted
 from mopt.training.workdir import check_columns
 
@@ -46,7 +47,7 @@ def run(job: Job) -> list[dict[str, Any]]:
     The rows of results.csv, one per member.
 
   Raises:
-    ValueError: if batch, data and model do not fit, before anything is
+    ValueError: if batch, data, model and loss do not fit, before anything is
       written, or if columns of what is there have other names; `Damaged`, if
       all checkpoints in the folder are.
     Interrupted: if `job.should_stop()`. What was trained is in `checkpoints`,
@@ -54,18 +55,18 @@ def run(job: Job) -> list[dict[str, Any]]:
     OSError: if something cannot be written; results that are there stay.
   """
   start = time.perf_counter()
-  config, data, console = job.config, job.data, job.console
+  config, data, loss, console = job.config, job.data, job.loss, job.console
   workdir = pathlib.Path(job.workdir)
   program_lib.check_job(job)
+  check_columns(workdir, loss)
   if (workdir / 'results.csv').exists():
-    check_columns(workdir)
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return records.read_rows(workdir / 'results.csv')
   about = dataclasses.asdict(config) | {'environment': environment(data)}
   files.write_json(workdir / 'config.json', about)
   rows = train_members(job._replace(workdir=workdir))
   split = selection_split(config, data)
-  records.mark_front(rows, split, config.front_column)
+  records.mark_front(rows, split, loss, config.front_column)
   # Imported late: matplotlib takes a second, which --help would wait for.
   from mopt.training import plots
 
@@ -73,14 +74,15 @@ def run(job: Job) -> list[dict[str, Any]]:
     workdir / 'front.png',
     rows,
     f'{job.model_name} on {data.name}, {config.optimizer}: '
-    f'knee and front by {SPLIT_NAMES[split]} error',
+    f'knee and front by {loss.error(SPLIT_NAMES[split])}',
+    loss=loss,
     counted=counted(config),
   )
   # The last of the files: what has it is complete.
   files.write_csv(workdir / 'results.csv', rows)
   seconds = round(time.perf_counter() - start, 1)
   files.write_json(workdir / 'config.json', about | {'seconds': seconds})
-  console.print(table(config.objectives, rows, split))
+  console.print(table(config.objectives, rows, split, loss))
   console.print(
     f'{seconds:.0f} s; {workdir}/front.png, results.csv, metrics.jsonl, '
     'members/',
@@ -90,7 +92,7 @@ def run(job: Job) -> list[dict[str, Any]]:
 
 
 def selection_split(config: Config, data: Dataset) -> str:
-  """The split whose error chooses front and knee."""
+  """The split whose score chooses front and knee."""
   if config.select_on == 'test':
     return 'test'
   return 'val' if len(data.val.labels) else 'train'
@@ -128,13 +130,18 @@ def _commit() -> str | None:
 
 
 def table(
-  names: Sequence[str], rows: Sequence[dict[str, Any]], split: str
+  names: Sequence[str],
+  rows: Sequence[dict[str, Any]],
+  split: str,
+  loss: Loss = cross_entropy,
 ) -> Table:
   """Rows of results.csv for people, with objectives of these names."""
-  name = SPLIT_NAMES[split]
+  error = loss.error(SPLIT_NAMES[split])
+  # What a percentage is of goes without saying.
+  score = '' if loss.classes else f' {loss.score_name}'
   page = Table(
     box=box.SIMPLE_HEAD,
-    caption=f'front and knee: ({name} error, log nonzeros)',
+    caption=f'front and knee: ({error}, log nonzeros)',
   )
   # More would not fit on a line; one of the examples has no value in the end.
   values = names[1:] if len(names) == 2 and names[1] in rows[0] else ()
@@ -143,15 +150,13 @@ def table(
     'seed',
     *(f'{name}' for name in values),
     'nonzeros',
-    'train',
-    'val',
-    'test',
+    *(f'{name}{score}' for name in SPLIT_NAMES),
   ):
     page.add_column(column, justify='right')
   page.add_column('')
   for row in rows:
     notes = [
-      'collapsed' if records.is_collapsed(row) else '',
+      'collapsed' if records.is_collapsed(row, loss) else '',
       'front' if row['pareto'] and not row['knee'] else '',
       'knee' if row['knee'] else '',
     ]
@@ -163,12 +168,8 @@ def table(
       str(row['seed']),
       *(f'{row[name]:.1f}' for name in values),
       f'{row["nonzeros"]:,}',
-      *(_percent(row[f'accuracy_{s}']) for s in ('train', 'val', 'test')),
+      *(loss.show(row[f'{loss.score_name}_{s}']) for s in SPLIT_NAMES),
       ', '.join(filter(None, notes)),
       style='bold' if row['knee'] else '',
     )
   return page
-
-
-def _percent(value: float) -> str:
-  return '-' if np.isnan(value) else f'{100 * value:.2f} %'

@@ -67,8 +67,8 @@ class Metrics(NamedTuple):
   weights: PyTree  # [M, m]
   weights_min: PyTree  # [M, m], over the steps.
   weights_max: PyTree  # [M, m]
-  ce: _Array  # [M], over the examples, as they were seen.
-  accuracy: _Array  # [M], ditto.
+  loss: _Array  # [M], over the examples, as they were seen.
+  score: _Array  # [M], ditto.
 
 
 def train_steps(
@@ -145,11 +145,11 @@ def _step(
 
   def error(params, batch):
     variables = state._replace(params=params).variables
-    logits, model_state = calls.train(job.model, key, batch.images, variables)
-    ce, correct = score(logits, batch.labels, count)
+    outputs, model_state = calls.train(job.model, key, batch.images, variables)
+    loss, scores = score(job.loss, outputs, batch.labels, count)
     # The mean of this over devices is the mean over the whole batch.
-    mean = ce * (num_devices / batch_size)
-    return mean + conv_penalty(params), (model_state, ce, correct)
+    mean = loss * (num_devices / batch_size)
+    return mean + conv_penalty(params), (model_state, loss, scores)
 
   others = objectives.others
   if config.conv_l2_in_both:
@@ -166,7 +166,7 @@ def _step(
       (values, grads, model_state), axis
     )
     sums = jax.lax.psum(sums, axis)
-  ce, correct = sums
+  loss, scores = sums
   optimizer = optimizer_lib.make_optimizer(config, steps, weights)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -192,8 +192,8 @@ def _step(
     weights=tuple(used),
     weights_min=tuple(used),
     weights_max=tuple(used),
-    ce=ce,
-    accuracy=correct,
+    loss=loss,
+    score=scores,
   )
 
 

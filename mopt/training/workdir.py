@@ -15,6 +15,8 @@ from typing import Any
 
 from mopt.training.config import Config
 from mopt.training.files import UNFINISHED
+from mopt.training.loss import cross_entropy
+from mopt.training.loss import Loss
 from mopt.training.settings import marked
 from mopt.training.settings import setting
 from mopt.training.signals import EXIT_CODE
@@ -121,7 +123,10 @@ def _check_letters(workdir: pathlib.Path) -> None:
 
 
 def check_settings(
-  config: Config, workdir: str | os.PathLike, data: str | None = None
+  config: Config,
+  workdir: str | os.PathLike,
+  data: str | None = None,
+  loss: Loss = cross_entropy,
 ) -> list[str]:
   """Raises unless a folder holds a run or search with these settings.
 
@@ -130,6 +135,7 @@ def check_settings(
     workdir: the folder.
     data: the fingerprint of the data, see `mopt.training.data.fingerprint`; in
       a folder that has none any data will do.
+    loss: of the run.
 
   Returns:
     A line for each setting that differs, and may.
@@ -169,15 +175,18 @@ def check_settings(
       f'dataset={config.dataset}: expected the data of {path}, with the '
       f'fingerprint {data_before}, got {data}; or another workdir.'
     )
-  check_columns(workdir)
+  check_columns(workdir, loss)
   return lines
 
 
-def check_columns(workdir: str | os.PathLike) -> None:
-  """Raises if a table or a log was written when columns had other names.
+def check_columns(
+  workdir: str | os.PathLike, loss: Loss = cross_entropy
+) -> None:
+  """Raises if a table or a log has columns of other names.
 
   Raises:
-    ValueError: names the file; half a log would be of the old names.
+    ValueError: names the file, of an older version or another loss; half a log
+      would be of the old names.
   """
   for name in ('results.csv', 'metrics.jsonl'):
     path = pathlib.Path(workdir) / name
@@ -192,6 +201,14 @@ def check_columns(workdir: str | os.PathLike) -> None:
         f'{path}: expected columns as this version of mopt names them, such as '
         'accuracy_train; go on with the version that wrote it, or in another '
         'workdir.'
+      )
+    names = {f'{name}_train' for name in (loss.name, loss.score_name)}
+    # Without any it is no table of a run: others say so.
+    found = set(re.findall(r'\b[^\W\d]\w*_train\b', head))
+    if found and names - found and head.endswith('\n'):
+      raise ValueError(
+        f'{path}: expected the columns {" and ".join(sorted(names))} of this '
+        f'loss, got {", ".join(sorted(found))}; or another workdir.'
       )
 
 
