@@ -52,6 +52,7 @@ layout
 population
 job
 objectives
+initial
 network
 workdir
 data

@@ -36,6 +36,7 @@ _OTHER = dict(
   shift=0.2,
   flip=True,
   model='vgg',
+  init='net.npz',
   compute_dtype='bfloat16',
   optimizer='sgd',
   l1=(1e-4, 1e-3),

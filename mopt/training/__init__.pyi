@@ -9,6 +9,7 @@ from mopt.training import config as config
 from mopt.training import data as data
 from mopt.training import evaluation as evaluation
 from mopt.training import files as files
+from mopt.training import initial as initial
 from mopt.training import job as job
 from mopt.training import knee_search as knee_search
 from mopt.training import layout as layout

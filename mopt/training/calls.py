@@ -83,7 +83,7 @@ def check(name: str, model: nn.Module, data: Dataset) -> PyTree:
     data: the data set.
 
   Returns:
-    The shapes of its parameters.
+    The shapes of its variables, `params` and others, if it has any.
 
   Raises:
     ValueError: with one line, for a network that cannot take such inputs, in
@@ -111,7 +111,7 @@ def check(name: str, model: nn.Module, data: Dataset) -> PyTree:
       f'model={name}: expected a step of training to keep the shapes of what '
       f'is no parameter; it changes {min(changed)}.'
     )
-  return variables.get('params', {})
+  return {'params': {}} | dict(variables)
 
 
 def _call(

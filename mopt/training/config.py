@@ -105,6 +105,13 @@ class Config:
     'package.module:function: called with num_classes= and dtype= it returns a '
     'linen module of your own. See docs/networks.md.',
   )
+  init: str | None = setting(
+    None,
+    'network',
+    'Begin with a trained network: FILE.npz, a member of a run, or any file '
+    'whose entries have paths and shapes of the parameters, with or without a '
+    'leading params/. See docs/start_from_a_network.md.',
+  )
   compute_dtype: str = setting(
     'float32',
     'network',

@@ -17,6 +17,7 @@ import numpy as np
 import mopt
 from mopt.masks import path_name
 from mopt.training import calls
+from mopt.training import initial
 from mopt.training import optimizer as optimizer_lib
 from mopt.training.batches import make_batches
 from mopt.training.batches import steps_per_epoch
@@ -68,13 +69,15 @@ def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
   Raises:
     ValueError: for data that `mopt.training.data.check_data` refuses, a batch
       larger than the data, examples that cannot be moved as asked, a network
-      that `mopt.training.calls.check` refuses, or one without a dense layer,
-      whose complexity would be 0.
+      that `mopt.training.calls.check` refuses, one without a dense layer,
+      whose complexity would be 0, or a file `config.init` that does not hold
+      its parameters.
   """
   check_data(data)
   check_augmentation(config, data)
   steps_per_epoch(config, len(data.train.labels))
-  params = calls.check(config.model, model, data)
+  shapes = calls.check(config.model, model, data)
+  params = shapes['params']
   if not any(jax.tree.leaves(mopt.dense_kernels(params))):
     paths = jax.tree_util.tree_leaves_with_path(params)
     names = ', '.join(path_name(path) for path, _ in paths) or 'none'
@@ -82,6 +85,8 @@ def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
       'model: expected a dense layer, a leaf named kernel with two axes, to '
       f'penalise, prune and count the weights of; its leaves are {names}.'
     )
+  if config.init is not None:
+    initial.read(config.init, shapes, config.model)
 
 
 def must_stream(
@@ -139,10 +144,13 @@ def make_program(job: Job) -> Program:
   l1_values = np.array([v or 0.0 for v in config.l1_values], np.float32)
   l1 = place(layout.weights(l1_values))
 
-  def init_member(seed, l1):
-    key = jax.random.fold_in(jax.random.key(seed), 0)
+  def draw_variables(key):
     image = jnp.zeros((1, *data.train.images.shape[1:]), jnp.float32)
-    variables = dict(calls.init(job.model, key, image))
+    return dict(calls.init(job.model, key, image))
+
+  def init_member(start, seed, l1):
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    variables = draw_variables(key) | start
     params = variables.pop('params')
     optimizer = optimizer_lib.make_optimizer(config, steps, l1)
     opt_state = optimizer.init(params)
@@ -153,11 +161,19 @@ def make_program(job: Job) -> Program:
   @functools.partial(
     jax.jit, compiler_options={'xla_backend_optimization_level': 0}
   )
-  def init():
-    over_l1 = jax.vmap(init_member, in_axes=(None, 0))
+  def init(start):
+    member = functools.partial(init_member, start)
+    over_l1 = jax.vmap(member, in_axes=(None, 0))
     over_seeds = jax.vmap(over_l1, in_axes=(0, None))
     seeds = layout.seeds(np.array(config.seed, np.int32))
     return jax.vmap(over_seeds)(seeds, l1)
+
+  # Read anew: it would stay in memory beside the population.
+  def read_start():
+    if config.init is None:
+      return {}
+    shapes = jax.eval_shape(draw_variables, jax.random.key(0))
+    return initial.read(config.init, shapes, config.model)
 
   prune = jax.jit(
     layout.over_members(functools.partial(optimizer_lib.prune, config))
@@ -212,7 +228,7 @@ def make_program(job: Job) -> Program:
   evaluate = make_evaluate(job, splits, layout, streamed)
   return Program(
     layout=layout,
-    init=lambda: place(init()),
+    init=lambda: place(init(read_start())),
     prune=lambda s: place(s._replace(params=prune(s.params))),
     epoch=epoch,
     evaluate=lambda state, split: evaluate(state.variables, split),

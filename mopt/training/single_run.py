@@ -26,6 +26,7 @@ from mopt.training.data import SPLIT_NAMES
 from mopt.training.job import Job
 from mopt.training.loop import train_members
 from mopt.training.workdir import check_columns
+from mopt.training.workdir import start_fingerprint
 
 
 def run(job: Job) -> list[dict[str, Any]]:
@@ -60,7 +61,8 @@ def run(job: Job) -> list[dict[str, Any]]:
     check_columns(workdir)
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return records.read_rows(workdir / 'results.csv')
-  about = dataclasses.asdict(config) | {'environment': environment(data)}
+  about = dataclasses.asdict(config)
+  about |= {'environment': environment(config, data)}
   files.write_json(workdir / 'config.json', about)
   rows = train_members(job._replace(workdir=workdir))
   split = selection_split(config, data)
@@ -94,10 +96,11 @@ def selection_split(config: Config, data: Dataset) -> str:
   return 'val' if len(data.val.labels) else 'train'
 
 
-def environment(data: Dataset) -> dict[str, Any]:
+def environment(config: Config, data: Dataset) -> dict[str, Any]:
   """What a run depends on besides its settings."""
   return {
     'data': fingerprint(data),
+    'init': start_fingerprint(config),
     'mopt': mopt.__version__,
     'jax': jax.__version__,
     'optax': optax.__version__,
