@@ -57,6 +57,7 @@ def train_members(
 
   Raises:
     Interrupted: after an epoch, if `job.should_stop()`.
+    Exception: what `job.on_epoch` raises.
     OSError: if something cannot be written.
     Damaged: if there are checkpoints and all of them are damaged.
   """
@@ -139,10 +140,12 @@ def _train(
         'epoch': number + 1,
         'learning_rate': np.asarray(rate(number * steps)).item(),
       }
-      files.append_jsonl(
-        workdir / 'metrics.jsonl',
-        records.epoch_records(OBJECTIVES, members, head, metrics, val, counts),
+      found = records.epoch_records(
+        OBJECTIVES, members, head, metrics, val, counts
       )
+      files.append_jsonl(workdir / 'metrics.jsonl', found)
+      if processes.is_first():
+        job.on_epoch(found)
       summary = _summary(metrics, val, counts)
       progress.update(task, advance=1, description=summary)
       if not console.is_terminal:
