@@ -58,7 +58,7 @@ workdir
 data
 own_data
 sources
-caches checkpoints config output processes signals
+caches checkpoints config output processes signals tensorboard
 files scaling settings
 """
 

@@ -61,6 +61,7 @@ _OTHER = dict(
   seed=(0, 1),
   parallel='data',
   profile=True,
+  tensorboard=True,
   checkpoint_every=5,
   search='bisection',
   search_range=(1e-4, 1e-2),
@@ -70,7 +71,8 @@ _OTHER = dict(
   select_on='test',
 )
 # All that is said of what changes no result but by rounding.
-_MAY_CHANGE = {'data_dir', 'stream', 'parallel', 'profile', 'checkpoint_every'}
+_MAY_CHANGE = {'data_dir', 'stream', 'parallel', 'profile', 'tensorboard'}
+_MAY_CHANGE |= {'checkpoint_every'}
 
 
 def test_what_may_change_is_marked_on_the_settings():

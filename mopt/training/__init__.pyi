@@ -29,6 +29,7 @@ from mopt.training import signals as signals
 from mopt.training import single_run as single_run
 from mopt.training import sources as sources
 from mopt.training import step as step
+from mopt.training import tensorboard as tensorboard
 from mopt.training import workdir as workdir
 from mopt.training.config import Config as Config
 from mopt.training.data import Dataset as Dataset

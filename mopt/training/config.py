@@ -251,6 +251,13 @@ class Config:
     'line.',
     may_change=True,
   )
+  tensorboard: bool = setting(
+    False,
+    'running',
+    'Write event files to <workdir>/tensorboard as the epochs go by, a folder '
+    'for each member. Needs the extra [tensorboard]. See docs/follow_a_run.md.',
+    may_change=True,
+  )
   checkpoint_every: int = setting(
     1,
     'running',

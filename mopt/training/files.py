@@ -94,6 +94,13 @@ def read_csv(path: str | os.PathLike) -> list[dict[str, Any]]:
     ]
 
 
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The records of a file of `append_jsonl`; none if there is no file."""
+  path = pathlib.Path(path)
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines]
+
+
 def append_jsonl(
   path: str | os.PathLike, records: Sequence[dict[str, Any]]
 ) -> None:

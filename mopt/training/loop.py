@@ -1,6 +1,6 @@
 """A population from its first epoch to its last."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import json
 import math
@@ -28,6 +28,7 @@ from mopt.training import processes
 from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training import step as step_lib
+from mopt.training import tensorboard
 from mopt.training.batches import steps_per_epoch
 from mopt.training.data import SPLIT_NAMES
 from mopt.training.evaluation import Evaluation
@@ -121,6 +122,7 @@ def _train(
     log_histograms(0, 'initial', state)
     state = program.prune(state)
     log_histograms(0, 'pruned', state)
+  followers = _followers(job, members)
   with (
     checkpoints.Checkpoints(workdir / 'checkpoints', start) as saved,
     _progress(console) as progress,
@@ -144,8 +146,8 @@ def _train(
         OBJECTIVES, members, head, metrics, val, counts
       )
       files.append_jsonl(workdir / 'metrics.jsonl', found)
-      if processes.is_first():
-        job.on_epoch(found)
+      for follow in followers:
+        follow(found)
       summary = _summary(metrics, val, counts)
       progress.update(task, advance=1, description=summary)
       if not console.is_terminal:
@@ -165,6 +167,22 @@ def _train(
   state = program.prune(state)
   log_histograms(config.epochs, 'final', state)
   return state
+
+
+def _followers(
+  job: Job, members: Sequence[Member]
+) -> list[Callable[[list[dict[str, Any]]], object]]:
+  """What the records of an epoch are handed to, by the first process."""
+  if not processes.is_first():
+    return []
+  if not job.config.tensorboard:
+    return [job.on_epoch]
+  events = tensorboard.start(
+    job.workdir / 'tensorboard',
+    file_names(members, job.config.optimizer),
+    files.read_jsonl(job.workdir / 'metrics.jsonl'),
+  )
+  return [events, job.on_epoch]
 
 
 def _start(

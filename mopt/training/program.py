@@ -19,6 +19,7 @@ from mopt.masks import path_name
 from mopt.training import calls
 from mopt.training import initial
 from mopt.training import optimizer as optimizer_lib
+from mopt.training import tensorboard
 from mopt.training.batches import make_batches
 from mopt.training.batches import steps_per_epoch
 from mopt.training.batches import stream
@@ -70,9 +71,11 @@ def check_fit(config: Config, model: nn.Module, data: Dataset) -> None:
     ValueError: for data that `mopt.training.data.check_data` refuses, a batch
       larger than the data, examples that cannot be moved as asked, a network
       that `mopt.training.calls.check` refuses, one without a dense layer,
-      whose complexity would be 0, or a file `config.init` that does not hold
-      its parameters.
+      whose complexity would be 0, a file `config.init` that does not hold its
+      parameters, or `config.tensorboard` without what it needs.
   """
+  if config.tensorboard:
+    tensorboard.check_installed()
   check_data(data)
   check_augmentation(config, data)
   steps_per_epoch(config, len(data.train.labels))

@@ -37,7 +37,8 @@ def run(job: Job) -> list[dict[str, Any]]:
   weights of each dense layer are distributed, before and after the pruning at
   the start, every fifth epoch and at the end; `checkpoints`; and at the end
   results.csv, front.png, `members/*.npz`, which `mopt.training.load` reads, and
-  in config.json the seconds it all took.
+  in config.json the seconds it all took. With `config.tensorboard` also
+  `tensorboard`, a folder of event files for each member, as the epochs go by.
 
   Args:
     job: what is trained and where, see `mopt.training.Job`.
