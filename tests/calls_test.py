@@ -270,12 +270,13 @@ def test_reasons_of_flax_take_one_line():
 
 
 def test_a_network_that_fits_is_told_by_its_shapes():
-  params = calls.check('my:net', Faulty('in no way'), dataset())
-  assert jax.tree.map(lambda x: x.shape, params) == {
-    'layer1': {'kernel': (64, 10), 'bias': (10,)}
+  shapes = calls.check('my:net', Faulty('in no way'), dataset())
+  assert jax.tree.map(lambda x: x.shape, shapes) == {
+    'params': {'layer1': {'kernel': (64, 10), 'bias': (10,)}}
   }
-  params = calls.check('vgg', models.create('vgg'), dataset())
-  assert params['denselayer']['kernel'].shape == (128, 10)
+  shapes = calls.check('vgg', models.create('vgg'), dataset())
+  assert sorted(shapes) == ['batch_stats', 'params']
+  assert shapes['params']['denselayer']['kernel'].shape == (128, 10)
 
 
 def test_a_file_keeps_the_keys_of_its_network(tmp_path):

@@ -51,6 +51,7 @@ calls
 layout
 population
 objectives
+initial
 job
 network
 workdir
@@ -58,7 +59,7 @@ arrays
 data
 own_data
 sources
-caches checkpoints config loss output processes signals
+caches checkpoints config loss output processes signals tensorboard
 files scaling settings
 """
 

@@ -36,6 +36,7 @@ _OTHER = dict(
   shift=0.2,
   flip=True,
   model='vgg',
+  init='net.npz',
   compute_dtype='bfloat16',
   optimizer='sgd',
   objectives=('error', 'l2'),
@@ -63,6 +64,7 @@ _OTHER = dict(
   seed=(0, 1),
   parallel='data',
   profile=True,
+  tensorboard=True,
   checkpoint_every=5,
   search='bisection',
   search_range=(1e-4, 1e-2),
@@ -73,7 +75,8 @@ _OTHER = dict(
   front_column='l1',
 )
 # All that is said of what changes no result but by rounding.
-_MAY_CHANGE = {'data_dir', 'stream', 'parallel', 'profile', 'checkpoint_every'}
+_MAY_CHANGE = {'data_dir', 'stream', 'parallel', 'profile', 'tensorboard'}
+_MAY_CHANGE |= {'checkpoint_every'}
 
 
 def test_what_may_change_is_marked_on_the_settings():

@@ -10,6 +10,7 @@ from mopt.training import config as config
 from mopt.training import data as data
 from mopt.training import evaluation as evaluation
 from mopt.training import files as files
+from mopt.training import initial as initial
 from mopt.training import job as job
 from mopt.training import knee_search as knee_search
 from mopt.training import layout as layout
@@ -31,6 +32,7 @@ from mopt.training import signals as signals
 from mopt.training import single_run as single_run
 from mopt.training import sources as sources
 from mopt.training import step as step
+from mopt.training import tensorboard as tensorboard
 from mopt.training import workdir as workdir
 from mopt.training.arrays import make_dataset as make_dataset
 from mopt.training.config import Config as Config

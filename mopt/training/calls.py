@@ -89,7 +89,7 @@ def check(
     loss: of its outputs.
 
   Returns:
-    The shapes of its parameters.
+    The shapes of its variables, `params` and others, if it has any.
 
   Raises:
     ValueError: with one line, for a network that cannot take such inputs, in
@@ -118,7 +118,7 @@ def check(
       f'model={name}: expected a step of training to keep the shapes of what '
       f'is no parameter; it changes {min(changed)}.'
     )
-  return variables.get('params', {})
+  return {'params': {}} | dict(variables)
 
 
 def _call(

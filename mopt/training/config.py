@@ -131,6 +131,13 @@ class Config:
     'package.module:function: called with num_classes= and dtype= it returns a '
     'linen module of your own. See docs/networks.md.',
   )
+  init: str | None = setting(
+    None,
+    'network',
+    'Begin with a trained network: FILE.npz, a member of a run, or any file '
+    'whose entries have paths and shapes of the parameters, with or without a '
+    'leading params/. See docs/start_from_a_network.md.',
+  )
   compute_dtype: str = setting(
     'float32',
     'network',
@@ -293,6 +300,13 @@ class Config:
     'Trace the second epoch into <workdir>/profile, for TensorBoard and '
     'ui.perfetto.dev. Best with a small --train_size: each operation is a '
     'line.',
+    may_change=True,
+  )
+  tensorboard: bool = setting(
+    False,
+    'running',
+    'Write event files to <workdir>/tensorboard as the epochs go by, a folder '
+    'for each member. Needs the extra [tensorboard]. See docs/follow_a_run.md.',
     may_change=True,
   )
   checkpoint_every: int = setting(

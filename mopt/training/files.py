@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import csv
+import hashlib
 import io
 import json
 import math
@@ -24,6 +25,7 @@ DAMAGED_ARCHIVE = (
   ValueError,
   NotImplementedError,
   RuntimeError,
+  MemoryError,  # for an array of a size that cannot be
   zipfile.BadZipFile,
   zlib.error,
 )
@@ -52,6 +54,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+  """Another one for other bytes, 16 hexadecimal digits."""
+  with pathlib.Path(path).open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
@@ -84,6 +92,13 @@ def read_csv(path: str | os.PathLike) -> list[dict[str, Any]]:
       {name: value(cell) for name, cell in row.items()}
       for row in csv.DictReader(file)
     ]
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The records of a file of `append_jsonl`; none if there is no file."""
+  path = pathlib.Path(path)
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines]
 
 
 def append_jsonl(

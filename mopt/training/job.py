@@ -29,6 +29,22 @@ class Job(NamedTuple):
     ... )
     >>> job.console.quiet
     False
+
+    With a function that gets the records of each epoch, of 0.9 and 0.95 here:
+
+    >>> def show(records):
+    ...   print(max(record['accuracy_val'] for record in records))
+    >>> job = job._replace(on_epoch=show)
+    >>> job.on_epoch([{'accuracy_val': 0.9}, {'accuracy_val': 0.95}])
+    0.95
+
+    Weights & Biases, with `run = wandb.init()`, and MLflow:
+
+    >>> to_wandb = lambda records: run.log(
+    ...     {f'member_{i}': record for i, record in enumerate(records)})
+    >>> to_mlflow = lambda records: mlflow.log_metrics(
+    ...     {f'member_{i}/{k}': v for i, record in enumerate(records)
+    ...      for k, v in record.items()}, step=records[0]['epoch'])
   """
 
   config: Config
@@ -51,6 +67,13 @@ class Job(NamedTuple):
   # them, and `labels`.
   objectives: Mapping[str, Callable[..., Any]] = MappingProxyType({})
   loss: Loss = cross_entropy
+  # Called after each epoch, by the first process alone, with what metrics.jsonl
+  # has just got: a dictionary of numbers for each member, some of them NaN,
+  # where that has null. A search calls it for each of its trainings, one after
+  # the other; the epochs of each begin with 1. What it raises ends the run;
+  # what is written stays, and the run can go on. Epochs after the last
+  # checkpoint, such as that one, are then trained, and come here, once more.
+  on_epoch: Callable[[list[dict[str, Any]]], object] = lambda records: None
 
   @property
   def model_name(self) -> str:

@@ -72,7 +72,8 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
   if resume:
     check_settings(config, workdir, fingerprint(data), loss)
     rows, state = _replay(config, workdir, split, loss)
-  about = dataclasses.asdict(config) | {'environment': environment(data)}
+  about = dataclasses.asdict(config)
+  about |= {'environment': environment(config, data)}
   files.write_json(workdir / 'config.json', about)
   while not strategy.done(state):
     level = state.level + 1
@@ -144,8 +145,9 @@ def check_resumable(
 
   Raises:
     ValueError: names the first setting that differs and must not, or the data
-      set if it is not what it was, or says that nothing is there, or that
-      results.csv is not what this search has left.
+      set or the network that it began with if they are not what they were, or
+      says that nothing is there, or that results.csv is not what this search
+      has left.
   """
   lines = check_settings(config, workdir, fingerprint(data), loss)
   if config.is_search:

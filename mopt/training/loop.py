@@ -1,6 +1,6 @@
 """A population from its first epoch to its last."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import json
 import math
@@ -27,6 +27,7 @@ from mopt.training import processes
 from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training import step as step_lib
+from mopt.training import tensorboard
 from mopt.training.batches import steps_per_epoch
 from mopt.training.data import SPLIT_NAMES
 from mopt.training.evaluation import Evaluation
@@ -58,6 +59,7 @@ def train_members(
 
   Raises:
     Interrupted: after an epoch, if `job.should_stop()`.
+    Exception: what `job.on_epoch` raises.
     OSError: if something cannot be written.
     Damaged: if there are checkpoints and all of them are damaged.
   """
@@ -124,6 +126,7 @@ def _train(
     log_histograms(0, 'initial', state)
     state = program.prune(state)
     log_histograms(0, 'pruned', state)
+  followers = _followers(job, members)
   with (
     checkpoints.Checkpoints(workdir / 'checkpoints', start) as saved,
     _progress(console) as progress,
@@ -143,12 +146,12 @@ def _train(
         'epoch': number + 1,
         'learning_rate': np.asarray(rate(number * steps)).item(),
       }
-      files.append_jsonl(
-        workdir / 'metrics.jsonl',
-        records.epoch_records(
-          names, members, head, metrics, val, counts, loss=job.loss
-        ),
+      found = records.epoch_records(
+        names, members, head, metrics, val, counts, loss=job.loss
       )
+      files.append_jsonl(workdir / 'metrics.jsonl', found)
+      for follow in followers:
+        follow(found)
       summary = _summary(job.loss, metrics, val, counts)
       progress.update(task, advance=1, description=summary)
       if not console.is_terminal:
@@ -169,6 +172,22 @@ def _train(
   state = program.prune(state)
   log_histograms(config.epochs, 'final', state)
   return state
+
+
+def _followers(
+  job: Job, members: Sequence[Member]
+) -> list[Callable[[list[dict[str, Any]]], object]]:
+  """What the records of an epoch are handed to, by the first process."""
+  if not processes.is_first():
+    return []
+  if not job.config.tensorboard:
+    return [job.on_epoch]
+  events = tensorboard.start(
+    job.workdir / 'tensorboard',
+    file_names(job.config),
+    files.read_jsonl(job.workdir / 'metrics.jsonl'),
+  )
+  return [events, job.on_epoch]
 
 
 def _start(

@@ -45,9 +45,9 @@ class Network(NamedTuple):
 def save(path: str | os.PathLike, network: Network) -> None:
   """Writes a network as .npz, whole or not at all."""
   arrays, keys = {}, {}
-  for above, leaf in _leaves(network.variables):
+  for above, leaf in leaves(network.variables):
     name = '/'.join(map(str, above))
-    arrays[name], keys[name] = leaf, list(above)
+    arrays[name], keys[name] = np.asarray(leaf), list(above)
   about = network._replace(variables={})._asdict() | {'names': list(arrays)}
   # Lists of layers of NNX have numbers as keys, which the name does not tell.
   if others := {k: v for k, v in keys.items() if v != k.split('/')}:
@@ -61,13 +61,13 @@ def save(path: str | os.PathLike, network: Network) -> None:
   )
 
 
-def _leaves(tree: PyTree) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
-  """The arrays in nested dictionaries, each with the keys that lead there."""
+def leaves(tree: PyTree) -> Iterator[tuple[tuple[Any, ...], Any]]:
+  """What nested dictionaries hold, each with the keys that lead there."""
   if not isinstance(tree, Mapping):
-    yield (), np.asarray(tree)
+    yield (), tree
     return
   for key in sorted(tree):
-    for path, leaf in _leaves(tree[key]):
+    for path, leaf in leaves(tree[key]):
       yield (key, *path), leaf
 
 

@@ -16,7 +16,9 @@ import numpy as np
 
 import mopt
 from mopt.training import calls
+from mopt.training import initial
 from mopt.training import optimizer as optimizer_lib
+from mopt.training import tensorboard
 from mopt.training.batches import make_batches
 from mopt.training.batches import steps_per_epoch
 from mopt.training.batches import stream
@@ -85,15 +87,19 @@ def check_job(job: Job) -> None:
       `mopt.training.data.check_data` refuses, a batch larger than the data,
       examples that cannot be moved as asked, a network that
       `mopt.training.calls.check` refuses, one in which nothing is to be pruned,
-      objectives that are unknown or give no number, or a column of the front
-      that results.csv does not have.
+      objectives that are unknown or give no number, a column of the front
+      that results.csv does not have, a file `config.init` that does not hold
+      the network's variables, or `config.tensorboard` without what it needs.
   """
   config, model, data = job.config, job.model, job.data
+  if config.tensorboard:
+    tensorboard.check_installed()
   check_names(job.loss)
   check_data(data, job.loss.classes)
   check_augmentation(config, data)
   steps_per_epoch(config, len(data.train.labels))
-  params = calls.check(job.model_name, model, data, job.loss)
+  variables = calls.check(job.model_name, model, data, job.loss)
+  params = variables['params']
   check_prunable(config, params)
   objectives = make_objectives(config, job.objectives)
   shapes: Any = jax.ShapeDtypeStruct
@@ -110,6 +116,8 @@ def check_job(job: Job) -> None:
       f'front_column={config.front_column}: expected one of '
       f'{", ".join(columns)}.'
     )
+  if config.init is not None:
+    initial.read(config.init, variables, job.model_name)
 
 
 def must_stream(
@@ -169,10 +177,13 @@ def make_program(job: Job) -> Program:
   all_weights = np.array([w or unread for w in config.all_weights], np.float32)
   weights = place(layout.weights(all_weights))
 
-  def init_member(seed, weights):
-    key = jax.random.fold_in(jax.random.key(seed), 0)
+  def draw_variables(key):
     image = jnp.zeros((1, *data.train.images.shape[1:]), jnp.float32)
-    variables = dict(calls.init(job.model, key, image))
+    return dict(calls.init(job.model, key, image))
+
+  def init_member(start, seed, weights):
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    variables = draw_variables(key) | start
     params = variables.pop('params')
     optimizer = optimizer_lib.make_optimizer(config, steps, weights)
     opt_state = optimizer.init(params)
@@ -183,11 +194,19 @@ def make_program(job: Job) -> Program:
   @functools.partial(
     jax.jit, compiler_options={'xla_backend_optimization_level': 0}
   )
-  def init():
-    over_weights = jax.vmap(init_member, in_axes=(None, 0))
+  def init(start):
+    member = functools.partial(init_member, start)
+    over_weights = jax.vmap(member, in_axes=(None, 0))
     over_seeds = jax.vmap(over_weights, in_axes=(0, None))
     seeds = layout.seeds(np.array(config.seed, np.int32))
     return jax.vmap(over_seeds)(seeds, weights)
+
+  # Read anew: it would stay in memory beside the population.
+  def read_start():
+    if config.init is None:
+      return {}
+    shapes = jax.eval_shape(draw_variables, jax.random.key(0))
+    return initial.read(config.init, shapes, job.model_name)
 
   prune = jax.jit(
     layout.over_members(functools.partial(optimizer_lib.prune, config))
@@ -241,7 +260,7 @@ def make_program(job: Job) -> Program:
   evaluate = make_evaluate(job, splits, layout, streamed)
   return Program(
     layout=layout,
-    init=lambda: place(init()),
+    init=lambda: place(init(read_start())),
     prune=lambda s: place(s._replace(params=prune(s.params))),
     epoch=epoch,
     evaluate=lambda state, split: evaluate(state.variables, split),

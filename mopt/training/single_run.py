@@ -28,6 +28,7 @@ from mopt.training.loss import cross_entropy
 from mopt.training.loss import Loss
 from mopt.training.objectives import counted
 from mopt.training.workdir import check_columns
+from mopt.training.workdir import start_fingerprint
 
 
 def run(job: Job) -> list[dict[str, Any]]:
@@ -38,7 +39,8 @@ def run(job: Job) -> list[dict[str, Any]]:
   weights of each dense layer are distributed, before and after the pruning at
   the start, every fifth epoch and at the end; `checkpoints`; and at the end
   results.csv, front.png, `members/*.npz`, which `mopt.training.load` reads, and
-  in config.json the seconds it all took.
+  in config.json the seconds it all took. With `config.tensorboard` also
+  `tensorboard`, a folder of event files for each member, as the epochs go by.
 
   Args:
     job: what is trained and where, see `mopt.training.Job`.
@@ -62,7 +64,8 @@ def run(job: Job) -> list[dict[str, Any]]:
   if (workdir / 'results.csv').exists():
     console.print(f'{workdir}: finished already.', soft_wrap=True)
     return records.read_rows(workdir / 'results.csv')
-  about = dataclasses.asdict(config) | {'environment': environment(data)}
+  about = dataclasses.asdict(config)
+  about |= {'environment': environment(config, data)}
   files.write_json(workdir / 'config.json', about)
   rows = train_members(job._replace(workdir=workdir))
   split = selection_split(config, data)
@@ -98,10 +101,11 @@ def selection_split(config: Config, data: Dataset) -> str:
   return 'val' if len(data.val.labels) else 'train'
 
 
-def environment(data: Dataset) -> dict[str, Any]:
+def environment(config: Config, data: Dataset) -> dict[str, Any]:
   """What a run depends on besides its settings."""
   return {
     'data': fingerprint(data),
+    'init': start_fingerprint(config),
     'mopt': mopt.__version__,
     'jax': jax.__version__,
     'optax': optax.__version__,

@@ -14,6 +14,7 @@ import tempfile
 from typing import Any
 
 from mopt.training.config import Config
+from mopt.training.files import fingerprint
 from mopt.training.files import UNFINISHED
 from mopt.training.loss import cross_entropy
 from mopt.training.loss import Loss
@@ -122,6 +123,22 @@ def _check_letters(workdir: pathlib.Path) -> None:
     )
 
 
+def start_fingerprint(config: Config) -> str | None:
+  """Of the file with the network that a run begins with, if it has one.
+
+  Raises:
+    ValueError: if it cannot be read.
+  """
+  if config.init is None:
+    return None
+  try:
+    return fingerprint(os.path.expanduser(config.init))
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f'init={config.init}: expected a file that can be read ({error}).'
+    ) from error
+
+
 def check_settings(
   config: Config,
   workdir: str | os.PathLike,
@@ -142,7 +159,8 @@ def check_settings(
 
   Raises:
     ValueError: names the first setting that differs and must not, or the data
-      set if it is not what it was, or says that nothing is there.
+      set or the file of `init` if it is not what it was, or says that nothing
+      is there.
   """
   path = pathlib.Path(workdir) / 'config.json'
   try:
@@ -151,7 +169,9 @@ def check_settings(
       field.name: before.get(field.name, field.default)
       for field in dataclasses.fields(Config)
     }
-    data_before = before.get('environment', {}).get('data', data)
+    environment = before.get('environment', {})
+    data_before = environment.get('data', data)
+    start_before = environment.get('init')
   except (OSError, ValueError, AttributeError) as error:
     raise ValueError(
       f'workdir={workdir}: expected the folder of a run to resume ({error}).'
@@ -174,6 +194,13 @@ def check_settings(
     raise ValueError(
       f'dataset={config.dataset}: expected the data of {path}, with the '
       f'fingerprint {data_before}, got {data}; or another workdir.'
+    )
+  # What a search keeps of a level does not say: its own folder does.
+  start = None if start_before is None else start_fingerprint(config)
+  if start != start_before:
+    raise ValueError(
+      f'init={config.init}: expected the file that {path} has begun with, with '
+      f'the fingerprint {start_before}, got {start}; or another workdir.'
     )
   check_columns(workdir, loss)
   return lines
