@@ -19,6 +19,7 @@ import numpy as np
 import mopt
 from mopt import search as strategies
 from mopt.training import files
+from mopt.training import processes
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
@@ -66,8 +67,9 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
   state = strategy.init()
   rows: list[dict[str, Any]] = []
   if resume:
-    check_settings(config, workdir, fingerprint(data))
-    rows, state = _replay(config, workdir, split)
+    rows, state = processes.from_first(
+      lambda: _resumed(config, data, workdir, split)
+    )
   about = dataclasses.asdict(config) | {'environment': environment(data)}
   files.write_json(workdir / 'config.json', about)
   while not strategy.done(state):
@@ -144,6 +146,13 @@ def check_resumable(
     split = selection_split(config, data)
     _replay(config, pathlib.Path(workdir), split)
   return lines
+
+
+def _resumed(
+  config: Config, data: Dataset, workdir: pathlib.Path, split: str
+) -> tuple[list[dict[str, Any]], strategies.SearchState]:
+  check_settings(config, workdir, fingerprint(data))
+  return _replay(config, workdir, split)
 
 
 def _replay(

@@ -17,6 +17,7 @@ from rich.table import Table
 
 import mopt
 from mopt.training import files
+from mopt.training import processes
 from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training.config import Config
@@ -56,10 +57,10 @@ def run(job: Job) -> list[dict[str, Any]]:
   config, data, console = job.config, job.data, job.console
   workdir = pathlib.Path(job.workdir)
   program_lib.check_fit(config, job.model, data)
-  if (workdir / 'results.csv').exists():
-    check_columns(workdir)
+  rows = processes.from_first(lambda: _finished(workdir))
+  if rows is not None:
     console.print(f'{workdir}: finished already.', soft_wrap=True)
-    return records.read_rows(workdir / 'results.csv')
+    return rows
   about = dataclasses.asdict(config) | {'environment': environment(data)}
   files.write_json(workdir / 'config.json', about)
   rows = train_members(job._replace(workdir=workdir))
@@ -85,6 +86,15 @@ def run(job: Job) -> list[dict[str, Any]]:
     soft_wrap=True,
   )
   return rows
+
+
+def _finished(workdir: pathlib.Path) -> list[dict[str, Any]] | None:
+  """The rows of a run that has come to its end."""
+  path = workdir / 'results.csv'
+  if not path.exists():
+    return None
+  check_columns(workdir)
+  return records.read_rows(path)
 
 
 def selection_split(config: Config, data: Dataset) -> str:
