@@ -186,10 +186,14 @@ def parse_flags(argv: list[str]) -> list[str]:
   return rest
 
 
-def _stop(error: Exception, code: int = 2) -> NoReturn:
+def _say(error: Exception, code: int) -> int:
   message = ' '.join(str(error).split())
   print(f'train.py: {message}', file=sys.stderr)
-  sys.exit(code)
+  return code
+
+
+def _stop(error: Exception, code: int = 2) -> NoReturn:
+  sys.exit(_say(error, code))
 
 
 def main(argv: list[str]) -> None:
@@ -222,12 +226,17 @@ def main(argv: list[str]) -> None:
           training.search(job, place.resume)
         else:
           training.run(job)
+      return
     except Damaged as error:
       _stop(error)
     except Interrupted as error:
       _stop(error, signals.EXIT_CODE)
+    except processes.Lost as error:
+      code = _say(error, signals.EXIT_CODE)
     except OSError as error:  # A full disk, say; what is written is complete.
-      _stop(error, 1)
+      code = _say(error, 1)
+  # Others do not know of it, and wait.
+  processes.leave(code)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import os
 import pickle
-from typing import Any, TypeVar
+import sys
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +26,10 @@ _T = TypeVar('_T')
 _SHORT, _LONG = 2**12, 2**22
 # Of those that come first and say how many there are.
 _HEAD = 8
+
+
+class Lost(RuntimeError):
+  """Another process does not answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +146,9 @@ def share(value: Any) -> list[Any]:
 
   Returns:
     A value of each process.
+
+  Raises:
+    Lost: if another process has ended.
   """
   if jax.process_count() == 1:
     return [value]
@@ -163,8 +171,12 @@ def _gather(part: bytes, size: int) -> np.ndarray:
   parts = jax.make_array_from_single_device_arrays(
     (jax.process_count(), size), over_processes, [jax.device_put(own, device)]
   )
-  with jax.disable_jit(False):
-    return np.asarray(copy(parts).addressable_data(0))
+  try:
+    with jax.disable_jit(False):
+      return np.asarray(copy(parts).addressable_data(0))
+  except (RuntimeError, ValueError) as error:  # Either, as it comes.
+    reason = ' '.join(str(error).split())[:200]
+    raise Lost(f'another process is lost ({reason}).') from error
 
 
 @functools.cache
@@ -178,6 +190,18 @@ def _gathering() -> tuple[jax.Device, jax.sharding.Sharding, Callable]:
   )
   copy = jax.jit(lambda x: x, out_shardings=over())
   return devices[jax.process_index()], over('processes'), copy
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process: at once if there are others, which may wait for it.
+
+  They would wait for long: JAX's own way to the end waits for all of them.
+  """
+  if jax.process_count() > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 def any_of(flag: bool) -> bool:
