@@ -36,13 +36,14 @@ from mopt.training import settings
 from mopt.training import signals
 from mopt.training.checkpoints import Damaged
 from mopt.training.config import Config
+from mopt.training.data import fingerprint
 from mopt.training.loop import Interrupted
 from mopt.training.processes import Others
-from mopt.training.workdir import Busy
 from mopt.training.workdir import find_workdir
 from mopt.training.workdir import locked
 from mopt.training.workdir import make_workdir
 from mopt.training.workdir import Place
+from mopt.training.workdir import start_fingerprint
 
 FLAGS = flags.FLAGS
 
@@ -158,6 +159,35 @@ def _load(config: Config) -> tuple[training.Dataset, nn.Module]:
   return data, model
 
 
+def _prepare(
+  config: Config, place: Place, stack: contextlib.ExitStack
+) -> tuple[training.Dataset, nn.Module, pathlib.Path]:
+  """Data, network and a locked folder, as the stack has it.
+
+  What is wrong in one process is wrong in all: none waits for another.
+  """
+  # After JAX is told of the others: a module of a network may make use of it.
+  data, model = processes.together(lambda: _load(config))
+
+  def about():
+    # Each machine may have its own folders.
+    shared = dataclasses.replace(config, data_dir=None, init=None)
+    return dataclasses.asdict(shared) | {
+      'resume': place.resume,
+      'data': fingerprint(data),
+      'init': start_fingerprint(config),
+    }
+
+  processes.check_alike(about)
+
+  def enter():
+    workdir = stack.enter_context(_workdir(place, config, data))
+    stack.enter_context(locked(workdir))
+    return workdir
+
+  return data, model, processes.together(enter)
+
+
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; what is wrong with them takes one line and exit 2."""
   try:
@@ -169,10 +199,14 @@ def parse_flags(argv: list[str]) -> list[str]:
   return rest
 
 
-def _stop(error: Exception, code: int = 2) -> NoReturn:
+def _say(error: Exception, code: int) -> int:
   message = ' '.join(str(error).split())
   print(f'train.py: {message}', file=sys.stderr)
-  sys.exit(code)
+  return code
+
+
+def _stop(error: Exception, code: int = 2) -> NoReturn:
+  sys.exit(_say(error, code))
 
 
 def main(argv: list[str]) -> None:
@@ -185,38 +219,37 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
   processes.make_cores_devices()
   caches.keep_compiled_programs()
-  stack = contextlib.ExitStack()
-  try:
-    config, place, others = map(_values, (Config, Place, Others))
-    if others.coordinator is not None:
-      if config.is_search:
-        raise ValueError(
-          f'search={config.search}: expected none with several processes.'
+  with contextlib.ExitStack() as stack:
+    try:
+      config, place, others = map(_values, (Config, Place, Others))
+      if others.coordinator is not None:
+        processes.start(**dataclasses.asdict(others))
+      data, model, workdir = _prepare(config, place, stack)
+    except ValueError as error:
+      _stop(error)
+    # The others say what the first one says.
+    # Names of files may hold what rich takes for markup.
+    console = Console(quiet=not processes.is_first(), markup=False)
+    try:
+      with signals.stop_on_signals() as should_stop:
+        job = training.Job(
+          config, model, data, workdir, None, console, should_stop
         )
-      processes.start(**dataclasses.asdict(others))
-    # After JAX is told of the others: a module of a network may make use of it.
-    data, model = _load(config)
-    workdir = stack.enter_context(_workdir(place, config, data))
-  except ValueError as error:
-    _stop(error)
-  # The others say what the first one says.
-  # Names of files may hold what rich takes for markup.
-  console = Console(quiet=not processes.is_first(), markup=False)
-  try:
-    with stack, locked(workdir), signals.stop_on_signals() as should_stop:
-      job = training.Job(
-        config, model, data, workdir, None, console, should_stop
-      )
-      if config.is_search:
-        training.search(job, place.resume)
-      else:
-        training.run(job)
-  except (Busy, Damaged) as error:
-    _stop(error)
-  except Interrupted as error:
-    _stop(error, signals.EXIT_CODE)
-  except OSError as error:  # A full disk, say; what is written is complete.
-    _stop(error, 1)
+        if config.is_search:
+          training.search(job, place.resume)
+        else:
+          training.run(job)
+      return
+    except Damaged as error:
+      _stop(error)
+    except Interrupted as error:
+      _stop(error, signals.EXIT_CODE)
+    except processes.Lost as error:
+      code = _say(error, signals.EXIT_CODE)
+    except OSError as error:  # A full disk, say; what is written is complete.
+      code = _say(error, 1)
+  # Others do not know of it, and wait.
+  processes.leave(code)
 
 
 if __name__ == '__main__':

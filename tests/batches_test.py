@@ -18,7 +18,8 @@ from tests.devices import fake_devices
 
 def _sharing(orders, number):
   """So many devices that share the batches of these seeds."""
-  return Layout(tuple(fake_devices(number)), (len(orders), 1), (1, 1))
+  size = len(orders), 1
+  return Layout(tuple(fake_devices(number)), size, (1, 1), number > 1)
 
 
 @st.composite

@@ -3,6 +3,7 @@
 What trains is compiled for one device and for several: 6 to 10 s.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -17,6 +18,7 @@ import pytest
 
 from mopt.training import batches as batches_lib
 from mopt.training import Config
+from mopt.training import layout as layout_lib
 from mopt.training import load_dataset
 from mopt.training.batches import make_batches
 from mopt.training.job import Job
@@ -25,6 +27,7 @@ from mopt.training.layout import make_layout
 from mopt.training.layout import over_devices
 from mopt.training.program import make_program
 from tests.devices import fake_devices
+from tests.devices import FakeDevice
 from tests.devices import first_devices
 from tests.networks import Dropping
 from tests.networks import Normed
@@ -132,21 +135,84 @@ def test_several_members_are_spread_everywhere(platform):
   assert (layout.grid, len(layout.devices)) == ((1, 2), 2)
 
 
-@pytest.mark.parametrize('parallel', ['auto', 'data'])
-@pytest.mark.parametrize('weights', [1, 3])
+def _dealt(number, processes):
+  """Fake devices as they are in a layout: one process after the other."""
+  devices = fake_devices(number, processes=processes)
+  return tuple(sorted(devices, key=lambda device: device.process_index))
+
+
+@pytest.mark.parametrize(
+  ('parallel', 'weights'), [('auto', 1), ('data', 1), ('data', 3)]
+)
 def test_several_processes_share_the_batches(parallel, weights):
   devices = fake_devices(4, processes=2)
   layout = make_layout(_config(1, weights, parallel=parallel), devices)
-  assert layout == (tuple(devices), (1, weights), (1, 1))
-  # This is the first process: it has every other one.
-  assert layout.local == layout.share == [0, 2]
+  assert layout == (_dealt(4, 2), (1, weights), (1, 1), True)
+  # This is the first process.
+  assert layout.local == layout.share == [0, 1]
   assert layout.seeds(np.array([7])).tolist() == [[7], [7]]
 
 
-def test_members_are_not_spread_over_processes():
-  config = _config(1, 3, parallel='members')
-  with pytest.raises(ValueError, match='^parallel=members: expected data or'):
-    make_layout(config, fake_devices(4, processes=2))
+@given(*_SIZES, st.integers(1, 4))
+def test_several_processes_have_the_members_of_one(
+  seeds, weights, number, processes
+):
+  """What one process would have on as many devices, in the same order."""
+  config = _config(seeds, weights, parallel='members')
+  total = number * processes
+  alone = make_layout(config, fake_devices(total))
+  ids = np.arange(seeds * weights)
+  blocks = []
+  for which in range(processes):
+    with _as_process(which):
+      layout = make_layout(config, fake_devices(total, processes=processes))
+      blocks.append(layout.scatter({'a': ids, 'b': -ids[:, None]}))
+      used = len(layout.local)
+      assert layout.share == [0] * used
+  assert (layout.size, layout.grid) == (alone.size, alone.grid)
+  # As many of each process; only the devices beyond the grid train copies.
+  assert 0 <= used * processes - len(alone.devices) < processes
+  owners = [device.process_index for device in layout.devices]
+  assert owners == [i for i in range(processes) for _ in range(used)]
+  found = np.concatenate([block['a'] for block in blocks])
+  expected = alone.scatter(ids)
+  np.testing.assert_array_equal(found[: len(expected)], expected)
+  assert np.isin(found, ids).all()
+  # And every process has all of them back.
+  share = lambda leaves: [jax.tree.leaves(block) for block in blocks]
+  for which in range(processes):
+    with _as_process(which), pytest.MonkeyPatch.context() as patch:
+      if processes > 1:
+        patch.setattr(layout_lib.processes, 'share', share)
+      back = layout.collect(blocks[which])
+    np.testing.assert_array_equal(back['a'], ids)
+    np.testing.assert_array_equal(back['b'], -ids[:, None])
+
+
+@contextlib.contextmanager
+def _as_process(which):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'process_index', lambda: which)
+    yield
+
+
+def test_a_single_member_is_copied_to_processes_without_one():
+  config = _config(1, 1, parallel='members')
+  layout = make_layout(config, fake_devices(6, processes=3))
+  assert layout == (_dealt(6, 3)[::2], (1, 1), (1, 1), False)
+  assert layout.weights(np.array([5.0])).tolist() == [[5.0]]
+
+
+def test_each_process_has_as_many_devices_as_the_one_with_the_fewest():
+  devices = [*fake_devices(3), FakeDevice(3, process_index=1)]
+  for parallel in ('auto', 'members', 'data'):
+    layout = make_layout(_config(1, 4, parallel=parallel), devices)
+    assert layout.devices == (devices[0], devices[3])
+
+
+def test_devices_of_other_processes_alone_are_refused():
+  with pytest.raises(ValueError, match='^devices: .* of process 0, got .* 1.$'):
+    make_layout(_config(1, 2), [FakeDevice(0, process_index=1)])
 
 
 @given(*_SIZES, st.integers(1, 20))
@@ -285,7 +351,7 @@ def test_without_validation_examples_a_spread_population_has_no_scores(stream):
 
 
 def test_without_jit_the_devices_do_the_same(four_devices):
-  layout = Layout(tuple(four_devices), (1, 1), (1, 1))
+  layout = Layout(tuple(four_devices), (1, 1), (1, 1), True)
 
   def function(state, scale, rows):
     def step(state, row):

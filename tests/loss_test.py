@@ -162,7 +162,7 @@ def test_values_are_those_of_numpy_whatever_has_the_examples(
     loss=SQUARES,
   )
   rows = training.run(job)
-  assert len(rows) == len(config.seed) * len(config.l1_values)
+  assert len(rows) == len(config.seed) * len(config.all_weights)
   for row in rows:
     net = training.load(tmp_path / row['file'])
     assert net.num_classes == data.num_classes
@@ -290,7 +290,7 @@ def test_a_score_that_is_not_finite_on_one_split_is_a_failure_there(
   found = knee_search.hypervolumes(rows, 'val', loss=NEGATIVE)
   assert found[0] == 0
   assert np.isfinite(found).all()
-  single_run.table(rows, 'val', NEGATIVE)
+  single_run.table(('error', 'l1'), rows, 'val', NEGATIVE)
   with_train = rows[0] | {'minus_mse_train': bad}
   assert records.judged(with_train, 'train', NEGATIVE) is None
 

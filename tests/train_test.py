@@ -301,10 +301,6 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
       ['process_id=2', 'num_processes'],
     ),
     (['--heartbeat_s=5'], ['heartbeat_s=5', 'at least 10']),
-    (
-      ['--coordinator=auto', '--search=grid'],
-      ['search=grid', 'several processes'],
-    ),
     (['--workdir='], ['workdir=', 'folder']),
     (['--workdir=a[1]'], ['workdir=a[1]', 'expected no [ or ]']),
     (['--workdir=file/run'], ['workdir=file/run', 'folder']),

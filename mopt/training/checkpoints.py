@@ -187,21 +187,27 @@ def _make_manager(folder: pathlib.Path):
   policy = keep.AnyPreservationPolicy(
     [keep.LatestN(2), keep.BestN(get_metric_fn=score, n=1)]
   )
-  # Other processes have no part in it.
-  mine = jax.process_index()
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy,
     best_fn=score,  # Else Orbax does not write it, and keeps all without one.
-    multiprocessing_options=ocp.options.MultiprocessingOptions(
-      primary_host=mine,
-      active_processes={mine},
-      barrier_sync_key_prefix=f'process_{mine}',
-    ),
+    multiprocessing_options=_alone(),
     create=False,
   )
   folder.mkdir(parents=True, exist_ok=True)
   _ignore_closed_loops()
   return ocp.CheckpointManager(folder, options=options)
+
+
+def _alone():
+  """Tells Orbax that other processes have no part in it."""
+  import orbax.checkpoint as ocp
+
+  mine = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=mine,
+    active_processes={mine},
+    barrier_sync_key_prefix=f'process_{mine}',
+  )
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -246,7 +252,8 @@ def _read(path: pathlib.Path, template: PyTree) -> PyTree:
   import orbax.checkpoint as ocp
 
   expected = _named(template)
-  with ocp.StandardCheckpointer() as reader:
+  reading = ocp.StandardCheckpointer(multiprocessing_options=_alone())
+  with reading as reader:
     # Without the template, to which Orbax would pad and cast.
     found = reader.restore(path / 'default')
   found = {key: x for key, x in expected.items() if not x.size} | found

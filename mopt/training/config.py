@@ -290,7 +290,9 @@ class Config:
     'running',
     'What several devices have: members of the population each, or all members '
     'and a share of each batch (data). On a CPU every core is a device. auto '
-    'spreads members, and the batches of a single one but on a CPU.',
+    'spreads members, and the batches of a single one but on a CPU. With '
+    '--coordinator the devices are those of all processes, and auto spreads '
+    'the batches of a single member there, too.',
     choices=PARALLEL,
     may_change=True,
   )

@@ -55,7 +55,8 @@ class Job(NamedTuple):
   data: Dataset
   workdir: pathlib.Path = pathlib.Path()  # An existing folder.
   # What members are spread over, or each batch is split over; neither need
-  # divide by their number. None: those of all processes.
+  # divide by their number. The same in all processes, with some of each. None:
+  # all there are.
   devices: Sequence[jax.Device] | None = None
   # Where progress and tables go. Names of files may hold what rich takes for
   # markup.

@@ -19,6 +19,7 @@ import numpy as np
 import mopt
 from mopt import search as strategies
 from mopt.training import files
+from mopt.training import processes
 from mopt.training import records
 from mopt.training.config import Config
 from mopt.training.data import Dataset
@@ -70,8 +71,9 @@ def search(job: Job, resume: bool = False) -> list[dict[str, Any]]:
   state = strategy.init()
   rows: list[dict[str, Any]] = []
   if resume:
-    check_settings(config, workdir, fingerprint(data), loss)
-    rows, state = _replay(config, workdir, split, loss)
+    rows, state = processes.from_first(
+      lambda: _resumed(config, data, workdir, split, loss)
+    )
   about = dataclasses.asdict(config)
   about |= {'environment': environment(config, data)}
   files.write_json(workdir / 'config.json', about)
@@ -154,6 +156,17 @@ def check_resumable(
     split = selection_split(config, data)
     _replay(config, pathlib.Path(workdir), split, loss)
   return lines
+
+
+def _resumed(
+  config: Config,
+  data: Dataset,
+  workdir: pathlib.Path,
+  split: str,
+  loss: Loss,
+) -> tuple[list[dict[str, Any]], strategies.SearchState]:
+  check_settings(config, workdir, fingerprint(data), loss)
+  return _replay(config, workdir, split, loss)
 
 
 def _replay(

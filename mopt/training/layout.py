@@ -1,7 +1,8 @@
 """Which device trains which members of a population.
 
 Either members are spread over the devices, which then have nothing to tell
-each other, or every device has all members and a share of each batch.
+each other, or every device has all members and a share of each batch. Devices
+may be those of several processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mopt.training import processes
 from mopt.training.config import Config
 
 PyTree = Any
@@ -23,14 +25,10 @@ class Layout(NamedTuple):
   they are flat, `[M]`, seed by seed.
   """
 
-  devices: tuple[jax.Device, ...]  # D
+  devices: tuple[jax.Device, ...]  # D, one process after the other.
   size: tuple[int, int]  # S and L.
   grid: tuple[int, int]  # Into how many seeds and weights are cut.
-
-  @property
-  def shares_batches(self) -> bool:
-    """Whether the devices have all members, and a share of each batch."""
-    return len(self.devices) > self.grid[0] * self.grid[1]
+  shares_batches: bool = False  # All devices have all members.
 
   @property
   def local(self) -> list[int]:
@@ -66,9 +64,9 @@ class Layout(NamedTuple):
     share = -(-length // parts)
     # What is left over is filled up by the last one, whose copies are ignored.
     chosen = np.minimum(np.arange(parts * share), length - 1)
+    # Devices beyond the grid begin with it anew: their copies are ignored.
     device = np.array(self.local)
     part = device % parts if axis else device // self.grid[1]
-    # Where batches are shared there is one part, which all devices have.
     return chosen.reshape(parts, share)[part % parts]
 
   def scatter(self, tree: PyTree) -> PyTree:
@@ -81,7 +79,10 @@ class Layout(NamedTuple):
     return jax.tree.map(place, tree)
 
   def collect(self, tree: PyTree) -> PyTree:
-    """From leaves of a population to NumPy, `[M, ...]`, seed by seed."""
+    """From leaves of a population to NumPy, `[M, ...]`, seed by seed.
+
+    In every process, all of which must ask.
+    """
     return jax.tree.map(
       lambda x: x.reshape(-1, *x.shape[2:]), self.collect_grid(tree)
     )
@@ -91,13 +92,21 @@ class Layout(NamedTuple):
     rows, columns = self.grid
 
     def join(x):
-      # The devices beyond have a share of the batches, and the same members.
+      # Those of the devices beyond are copies.
       seeds, weights, *rest = x.shape[1:]
       x = x[: rows * columns].reshape(rows, columns, seeds, weights, *rest)
       x = x.swapaxes(1, 2).reshape(rows * seeds, columns * weights, *rest)
       return x[: self.size[0], : self.size[1]]
 
-    return jax.tree.map(join, jax.device_get(tree))
+    return jax.tree.map(join, self._of_all(jax.device_get(tree)))
+
+  def _of_all(self, tree: PyTree) -> PyTree:
+    """From NumPy leaves of this process's devices to those of all."""
+    if self.shares_batches or len(self.local) == len(self.devices):
+      return tree
+    leaves, structure = jax.tree.flatten(tree)
+    joined = map(np.concatenate, zip(*processes.share(leaves)))
+    return jax.tree.unflatten(structure, joined)
 
 
 def split_members(tree: PyTree) -> Iterator[PyTree]:
@@ -127,6 +136,8 @@ def over_devices(
     axis_name=axis_name,
     in_axes=in_axes,
     devices=layout.devices,
+    # Else it would want every process to have as many, used or not.
+    axis_size=len(layout.devices),
     donate_argnums=donate_argnums,
   )
 
@@ -135,23 +146,37 @@ def make_layout(config: Config, devices: Sequence[jax.Device]) -> Layout:
   """Spreads members over devices, or lets the devices share each batch.
 
   With `parallel='auto'` members are spread; a single one has all devices for
-  its batches, but on CPUs, where two halves of a small batch take longer than
-  the whole. Members use no more devices than make them faster. The devices of
-  several processes share each batch.
+  its batches, but on the CPUs of one process, where two halves of a small batch
+  take longer than the whole. Members use no more devices than make them faster.
+
+  Every process uses as many devices, since `jax.pmap` wants them so: where the
+  members do not need all of them, the devices beyond train copies.
+
+  Args:
+    config: the settings.
+    devices: the same in every process, with some of each.
 
   Raises:
-    ValueError: if members are to be spread over processes.
+    ValueError: if this process has none of the devices.
   """
   size = len(config.seed), len(config.all_weights)
-  is_single = size == (1, 1) and devices[0].platform != 'cpu'
-  is_several = len({device.process_index for device in devices}) > 1
-  if is_several and config.parallel == 'members':
+  owned: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    owned.setdefault(device.process_index, []).append(device)
+  if jax.process_index() not in owned:
     raise ValueError(
-      'parallel=members: expected data or auto with several processes.'
+      f'devices: expected some of process {jax.process_index()}, got those of '
+      f'{", ".join(map(str, sorted(owned)))}.'
     )
-  is_better = config.parallel == 'auto' and (is_single or is_several)
-  if config.parallel == 'data' or is_better:
-    return Layout(tuple(devices), size, (1, 1))
+
+  def first_of_each(number):
+    return tuple(d for i in sorted(owned) for d in owned[i][:number])
+
+  devices = first_of_each(min(map(len, owned.values())))
+  is_slower = devices[0].platform == 'cpu' and len(owned) == 1
+  is_better = size == (1, 1) and not is_slower
+  if config.parallel == 'data' or (config.parallel == 'auto' and is_better):
+    return Layout(devices, size, (1, 1), len(devices) > 1)
 
   def cost(grid):
     share = [-(-n // parts) for n, parts in zip(size, grid)]
@@ -164,4 +189,5 @@ def make_layout(config: Config, devices: Sequence[jax.Device]) -> Layout:
     for columns in range(1, min(size[1], len(devices) // rows) + 1)
   ]
   grid = min(grids, key=cost)
-  return Layout(tuple(devices[: grid[0] * grid[1]]), size, grid)
+  number = -(-grid[0] * grid[1] // len(owned))
+  return Layout(first_of_each(number), size, grid)

@@ -101,7 +101,9 @@ def _devices(layout: Layout) -> str:
   number = len(layout.devices)
   use = 'batches on' if layout.shares_batches else 'members on'
   kind = layout.devices[0].platform.upper()
-  return f'{use} {number} {kind} device{"s" if number > 1 else ""}'
+  owners = len({device.process_index for device in layout.devices})
+  of = f' of {owners} processes' if owners > 1 else ''
+  return f'{use} {number} {kind} device{"s" if number > 1 else ""}{of}'
 
 
 def _train(
@@ -200,12 +202,17 @@ def _start(
   workdir, console = job.workdir, job.console
   state = program.init()
   folder = workdir / 'checkpoints'
-  found = None
   template = program.layout.collect(state)
-  if folder.exists():
+
+  def find():
+    if not folder.exists():
+      return None
     warn = lambda line: console.print(line, soft_wrap=True, highlight=False)
     found = checkpoints.restore(folder, template, warn)
-  found = processes.from_first(found, template)
+    # Other processes know the structure, which may not be for sending.
+    return found and (found[0], jax.tree.leaves(found[1]))
+
+  found = processes.from_first(find)
   epoch = 0 if found is None else found[0]
   for name in ('metrics.jsonl', 'histograms.jsonl'):
     _cut_log(workdir / name, epoch)
@@ -214,7 +221,8 @@ def _start(
   if found is None:
     return 0, state
   console.print(f'going on after epoch {epoch}', highlight=False)
-  return epoch, program.restore(found[1])
+  tree = jax.tree.unflatten(jax.tree.structure(template), found[1])
+  return epoch, program.restore(tree)
 
 
 def _cut_log(path: pathlib.Path, epoch: int) -> None:

@@ -1,22 +1,35 @@
 """Several processes that train one population: who they are, what they share.
 
 The first one writes, and reads checkpoints; the others have what they need
-from it. What all of them compute is the same.
+from it. All of them take the same decisions, on what all of them know: whatever
+is shared here is asked for by every process, in the same order.
 """
 
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
+import functools
 import os
-from typing import Any
+import pickle
+import sys
+from typing import Any, NoReturn, TypeVar
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
 from mopt.training.settings import check_each
 from mopt.training.settings import setting
 
-PyTree = Any
+_T = TypeVar('_T')
+
+# Bytes of a message of each process: the first part, and each one after it.
+_SHORT, _LONG = 2**12, 2**22
+# Of those that come first and say how many there are.
+_HEAD = 8
+
+
+class Lost(RuntimeError):
+  """Another process does not answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +40,9 @@ class Others:
     None,
     'running',
     'Train with several processes, each on its own devices: host:port of the '
-    'first one, or auto within a job that JAX knows (Slurm, Cloud TPU). They '
-    'share each batch; only the first one writes.',
+    'first one, or auto within a job that JAX knows (Slurm, Cloud TPU). '
+    'Members, or else each batch, are spread over the devices of all of them, '
+    'see --parallel; only the first one writes. See docs/processes.md.',
   )
   num_processes: int | None = setting(
     None, 'running', 'With --coordinator=host:port.'
@@ -121,21 +135,124 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
+def share(value: Any) -> list[Any]:
+  """What every process has to say, in their order; all of them must ask.
+
+  Whatever number of devices each has, one is enough. Arrays keep all bits, in
+  any format.
+
+  Args:
+    value: of this process; anything that can be pickled, arrays in NumPy.
+
+  Returns:
+    A value of each process.
+
+  Raises:
+    Lost: if another process has ended.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  message = pickle.dumps(value, protocol=5)
+  message = len(message).to_bytes(_HEAD, 'little') + message
+  parts = [_gather(message[:_SHORT], _SHORT)]
+  heads = [row[:_HEAD].tobytes() for row in parts[0]]
+  sizes = [_HEAD + int.from_bytes(head, 'little') for head in heads]
+  for start in range(_SHORT, max(sizes), _LONG):
+    parts.append(_gather(message[start : start + _LONG], _LONG))
+  messages = np.concatenate(parts, axis=1)
+  return [pickle.loads(m[_HEAD:size]) for m, size in zip(messages, sizes)]
+
+
+def _gather(part: bytes, size: int) -> np.ndarray:
+  """`[processes, size]`, of bytes that are filled up to `size`."""
+  device, over_processes, copy = _gathering()
+  own = np.zeros((1, size), np.uint8)
+  own[0, : len(part)] = np.frombuffer(part, np.uint8)
+  parts = jax.make_array_from_single_device_arrays(
+    (jax.process_count(), size), over_processes, [jax.device_put(own, device)]
+  )
+  try:
+    with jax.disable_jit(False):
+      return np.asarray(copy(parts).addressable_data(0))
+  except (RuntimeError, ValueError) as error:  # Either, as it comes.
+    reason = ' '.join(str(error).split())[:200]
+    raise Lost(f'another process is lost ({reason}).') from error
+
+
+@functools.cache
+def _gathering() -> tuple[jax.Device, jax.sharding.Sharding, Callable]:
+  """A device of this process, and how arrays come to one of each process."""
+  first = {d.process_index: d for d in reversed(jax.devices())}
+  devices = [first[i] for i in range(jax.process_count())]
+  mesh = jax.sharding.Mesh(np.array(devices), ('processes',))
+  over = lambda *axes: jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(*axes)
+  )
+  copy = jax.jit(lambda x: x, out_shardings=over())
+  return devices[jax.process_index()], over('processes'), copy
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process: at once if there are others, which may wait for it.
+
+  They would wait for long: JAX's own way to the end waits for all of them.
+  """
+  if jax.process_count() > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
 def any_of(flag: bool) -> bool:
   """Whether any process says so; all of them must ask."""
-  if jax.process_count() == 1:
-    return flag
-  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+  return any(share(bool(flag)))
 
 
-def from_first(
-  found: tuple[int, PyTree] | None, template: PyTree
-) -> tuple[int, PyTree] | None:
-  """What the first process has found, for all of them."""
+def together(function: Callable[[], _T]) -> _T:
+  """Calls a function in every process; if it fails in one it does in all.
+
+  Raises:
+    ValueError: what the first of the processes that failed has raised.
+    OSError: likewise. Another error is one of its process alone.
+  """
+  value, error = None, None
+  try:
+    value = function()
+  except (OSError, ValueError) as caught:
+    error = caught
+  for found in share(error):
+    if found is not None:
+      raise found
+  return value  # pyrefly: ignore[bad-return]
+
+
+def from_first(function: Callable[[], _T]) -> _T:
+  """What a function returns, or raises, in the first process, for all of them.
+
+  In the others it is not called.
+  """
   if jax.process_count() == 1:
-    return found
-  epoch, tree = (-1, template) if found is None else found
-  epoch = int(multihost_utils.broadcast_one_to_all(np.array(epoch)))
-  if epoch < 0:
-    return None
-  return epoch, jax.device_get(multihost_utils.broadcast_one_to_all(tree))
+    return function()
+  value = together(lambda: function() if is_first() else None)
+  return share(value)[0]
+
+
+def check_alike(values: Callable[[], Mapping[str, Any]]) -> None:
+  """Raises in all processes unless all of them have the same values.
+
+  They are not asked for in a process alone.
+
+  Raises:
+    ValueError: names the first value that differs.
+  """
+  if jax.process_count() == 1:
+    return
+  first, *others = share(dict(values()))
+  for number, other in enumerate(others, 1):
+    for name, expected in first.items():
+      if other[name] != expected:
+        raise ValueError(
+          f'{name}={other[name]} in process {number}: expected {expected}, as '
+          'in the first one.'
+        )

@@ -18,6 +18,7 @@ import mopt
 from mopt.training import calls
 from mopt.training import initial
 from mopt.training import optimizer as optimizer_lib
+from mopt.training import processes
 from mopt.training import tensorboard
 from mopt.training.batches import make_batches
 from mopt.training.batches import steps_per_epoch
@@ -166,7 +167,7 @@ def make_program(job: Job) -> Program:
     device=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)),
   )
   place = to(_AXIS)
-  streamed = must_stream(config, data, mine)
+  streamed = processes.any_of(must_stream(config, data, mine))
   splits = {'train': data.train, 'val': data.val, 'test': data.test}
   if not streamed:
     splits = to()(splits)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 import mopt
 from mopt.training import files
+from mopt.training import processes
 from mopt.training import program as program_lib
 from mopt.training import records
 from mopt.training.config import Config
@@ -60,10 +61,10 @@ def run(job: Job) -> list[dict[str, Any]]:
   config, data, loss, console = job.config, job.data, job.loss, job.console
   workdir = pathlib.Path(job.workdir)
   program_lib.check_job(job)
-  check_columns(workdir, loss)
-  if (workdir / 'results.csv').exists():
+  rows = processes.from_first(lambda: _finished(workdir, loss))
+  if rows is not None:
     console.print(f'{workdir}: finished already.', soft_wrap=True)
-    return records.read_rows(workdir / 'results.csv')
+    return rows
   about = dataclasses.asdict(config)
   about |= {'environment': environment(config, data)}
   files.write_json(workdir / 'config.json', about)
@@ -92,6 +93,15 @@ def run(job: Job) -> list[dict[str, Any]]:
     soft_wrap=True,
   )
   return rows
+
+
+def _finished(workdir: pathlib.Path, loss: Loss) -> list[dict[str, Any]] | None:
+  """The rows of a run that has come to its end."""
+  path = workdir / 'results.csv'
+  if not path.exists():
+    return None
+  check_columns(workdir, loss)
+  return records.read_rows(path)
 
 
 def selection_split(config: Config, data: Dataset) -> str:
