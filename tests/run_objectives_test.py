@@ -173,6 +173,7 @@ def test_each_objective_is_of_what_may_be_pruned(prunable):
       'objectives=lp:nan: p must lie between 0 and 1, got nan: use l1_norm for '
       '1 and l2_norm_squared for 2.',
     ),
+    ('lp:half', 'objectives=lp:half: expected a number after lp.'),
   ],
 )
 def test_what_is_no_objective_is_refused(second, message):
@@ -187,10 +188,11 @@ def _smooth(params):
 @pytest.mark.parametrize(
   'name',
   [
-    *('error', 'l1', 'lp', 'seed', 'file', 'level', 'status'),
+    *('error', 'l1', 'lp', 'lp:0.3', 'seed', 'file', 'level', 'status'),
     *('params', 'pareto', 'knee', 'epoch', 'learning_rate', 'when', 'layer'),
     *('nonzeros', 'nonzeros_all', 'nonzeros_conv1', 'accuracy_val'),
     *('ce_train', 'weight_l1', 'grad_norm_l1', 'cosine_error_l1'),
+    *('l1_min', 'l1_max'),
   ],
 )
 def test_an_objective_of_your_own_takes_no_name_of_ours(name):
@@ -213,6 +215,16 @@ def test_a_message_lists_your_own():
   assert _error_of(make_objectives, config, {'smooth': _smooth}) == (
     'objectives=smoth: expected error first, and then one or more of l1, l2, '
     'group, lp, smooth.'
+  )
+
+
+def test_angles_of_two_pairs_need_two_names():
+  own = dict.fromkeys(('a', 'a_b', 'b_c', 'c'), _smooth)
+  names = ('error', *own)
+  config = Config(objectives=names, optimizer='madam')
+  assert _error_of(make_objectives, config, own) == (
+    'objectives=error,a,a_b,b_c,c: expected names by which all pairs can be '
+    'told, got a_b_c twice.'
   )
 
 
@@ -452,6 +464,12 @@ _REFUSED = {
     'objectives=error,lp:: expected error, and then at least one other, NAME '
     'or NAME:NUMBER.',
   ),
+  # Folders are named after it, and Orbax takes these for a pattern.
+  'a name no folder may have': (
+    dict(objectives=('error', 'a[b]')),
+    'objectives=error,a[b]: expected error, and then at least one other, NAME '
+    'or NAME:NUMBER.',
+  ),
   'objectives twice': (
     dict(objectives=('error', 'l1', 'l1')),
     'objectives=error,l1,l1: expected no name twice.',
@@ -590,6 +608,10 @@ def _nothing(params):
   del params
 
 
+def _default(params, scale=2.0):
+  return scale * _smooth(params)
+
+
 @pytest.mark.parametrize(
   ('function', 'message'),
   [
@@ -610,6 +632,12 @@ def _nothing(params):
       lambda: 1.0,
       'expected a function of parameters, or of parameters and a batch, got '
       'TypeError: ',
+    ),
+    (
+      _default,
+      'expected a function of parameters, or of parameters and a batch, got '
+      'ValueError: the second parameter of an objective is the batch, but '
+      'scale of ',
     ),
   ],
 )
