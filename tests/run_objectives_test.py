@@ -513,6 +513,12 @@ def test_weights_that_do_not_fit_are_refused(settings, message):
       ['weights_2_0.0003_seed_0', 'weights_1_0.0003_seed_0'],
       ['weights 2,0.0003, seed 0', 'l1 0.0003, seed 0'],
     ),
+    # Of both equations, so that the second weight does not tell them apart.
+    (
+      dict(weights=((1.0, 0.25), (0.75, 0.25))),
+      ['weights_1_0.25_seed_0', 'weights_0.75_0.25_seed_0'],
+      ['l1 0.25, seed 0'] * 2,
+    ),
     (
       dict(weights=(_WEIGHTS, (1.0, 0.0, 2.0)), objectives=_THREE),
       ['weights_1_0.003_0.001_seed_0', 'weights_1_0_2_seed_0'],
