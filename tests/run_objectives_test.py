@@ -820,6 +820,22 @@ def test_an_objective_may_look_at_the_batch(num_devices):
     np.testing.assert_allclose(_leaves(after)[path], wanted, atol=2e-6)
 
 
+def test_conv_l2_joins_an_objective_that_looks_at_the_batch():
+  data = _digits()
+  config = Config(
+    objectives=('error', 'spread'),
+    weights=((1.0, 0.5),),
+    conv_l2_in_both=True,
+    conv_l2=0.1,
+  )
+  before, _, metrics = _trained(config, data, {'spread': _spread})
+  images = data.train.images / np.float32(255)
+  logits = np.asarray(Tiny().apply({'params': before}, images), float)
+  conv = 0.1 * (np.asarray(before['conv1']['kernel'], float) ** 2).sum()
+  found = metrics.values[0, 1]
+  np.testing.assert_allclose(found, (logits**2).mean() + conv, rtol=1e-5)
+
+
 @pytest.mark.parametrize('optimizer', ['smgd', 'mrmsprop', 'madam'])
 def test_the_multiobjective_optimizers_train_with_three(optimizer):
   config = Config(
