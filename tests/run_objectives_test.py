@@ -666,6 +666,18 @@ def _spread(params, batch):
   return jnp.mean(logits**2)
 
 
+def test_a_dichotomic_search_wants_an_objective_of_the_parameters(tmp_path):
+  for search in ('dichotomic', 'stochastic_dichotomic'):
+    config = Config(objectives=('error', 'spread'), search=search)
+    own = {'spread': _spread}
+    job = Job(config, Tiny(), _digits(), tmp_path, objectives=own)
+    assert _error_of(training.search, job) == (
+      f'search={search}: expected an objective of the parameters alone, got '
+      'spread, which takes a batch.'
+    )
+  assert not list(tmp_path.iterdir())
+
+
 def _loss(params, images, labels):
   logits = Tiny().apply({'params': params}, images)
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
