@@ -1197,6 +1197,38 @@ def test_what_is_wrong_on_the_command_line_takes_one_line(
   assert not (tmp_path / 'new').exists()
 
 
+def test_a_file_of_flags_brings_back_weights_to_the_bit(monkeypatch):
+  import train
+
+  members = ((1.0, 1 / 3, 1e-4), (2.0, 0.0, 0.1 + 0.2))
+  args = [
+    '--objectives=error,lp:0.3,group',
+    '--weights=' + ';'.join(','.join(map(repr, w)) for w in members),
+    '--prunable=layer[12]/',
+  ]
+
+  def parse(*args):
+    train.FLAGS.unparse_flags()
+    for name in train.FLAGS:
+      if train.FLAGS[name].present:
+        train.FLAGS[name].unparse()
+    train.parse_flags(['train.py', *args])
+    return train._values(Config)
+
+  config = parse(*args)
+  assert config.weights == members
+  text = train.FLAGS.flags_into_string()
+  lines = [x for x in text.splitlines() if x.partition('=')[0] in _OURS]
+  assert len(lines) == len(_OURS)
+  assert parse(*lines) == config
+  l1 = parse('--l1=0.12345678901,1e-05')
+  assert l1.l1 == (0.12345678901, 1e-5)
+  assert '--l1=0.12345678901,1e-05' in train.FLAGS.flags_into_string()
+
+
+_OURS = ('--objectives', '--weights', '--prunable')
+
+
 @pytest.mark.slow
 def test_three_objectives_from_the_command_line(tmp_path):
   """A process of its own compiles LeNet-5: 30 s."""
