@@ -28,7 +28,7 @@ def _rows(folder):
 
 
 @pytest.mark.slow
-def test_the_page_runs_from_top_to_bottom(call, tmp_path):
+def test_the_page_runs_from_top_to_bottom(call, tmp_path, capsys):
   """Three trainings, each of which compiles: 20 s."""
   commands = [shlex.split(block) for block in _blocks('sh')]
   assert len(commands) == 2
@@ -48,9 +48,20 @@ def test_the_page_runs_from_top_to_bottom(call, tmp_path):
   first, second = (_rows(tmp_path / name)[0] for name in ('three', 'found'))
   assert (first['weight_l1'], second['weight_l1']) == ('0.0003', '')
   assert first['file'] == 'members/weights_1_0.0003_0_seed_0.npz'
-  (block,) = _blocks('python')
+  count, own = _blocks('python')
+  capsys.readouterr()
+  exec(count, {})
+  counted = capsys.readouterr().out
+  for row in _rows(tmp_path / 'three'):
+    params = training.load(tmp_path / 'three' / row['file']).params
+    left = [
+      sum(np.linalg.norm(column) > 0 for column in params[name]['kernel'].T)
+      for name in ('layer1', 'layer2')
+    ]
+    numbers = f'{row["file"][8:]} {[int(x) for x in left]}'
+    assert numbers in counted.splitlines()
   names = {}
-  exec(block, names)
+  exec(own, names)
   plain, smooth = names['rows']
   assert [plain['status'], smooth['status']] == ['ok', 'ok']
   assert smooth['rough'] < plain['rough']
