@@ -74,7 +74,7 @@ class _Text(flags.ArgumentSerializer):
   """Writes a tuple, for --help and --flagfile."""
 
   def serialize(self, value):
-    return settings.text(value)
+    return settings.text(value, repr)  # To the bit.
 
 
 class _Help(flags.BooleanFlag):

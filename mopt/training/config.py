@@ -32,7 +32,7 @@ DEFAULT_L1 = (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3)
 def _objectives(names: tuple[str, ...]) -> str | None:
   """What was expected in place of names of objectives; who knows them checks
   them, too."""
-  is_good = lambda name: re.fullmatch(r'[^\s:;,/]+(:[-+.\w]+)?', name)
+  is_good = lambda name: re.fullmatch(r'[-+.\w]+(:[-+.\w]+)?', name)
   if len(names) < 2 or names[0] != 'error' or not all(map(is_good, names)):
     return 'error, and then at least one other, NAME or NAME:NUMBER'
   return 'no name twice' if len(set(names)) < len(names) else None

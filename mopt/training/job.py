@@ -65,7 +65,8 @@ class Job(NamedTuple):
   # Objectives of your own by name, which `config.objectives` lists: functions
   # of `(params)`, or of `(params, batch)`, whose values are averaged over the
   # devices that share a batch. The batch has `images`, as the network gets
-  # them, and `labels`.
+  # them, and `labels`; one that is not full is filled up with other examples,
+  # which the error leaves out and these do not.
   objectives: Mapping[str, Callable[..., Any]] = MappingProxyType({})
   loss: Loss = cross_entropy
   # Called after each epoch, by the first process alone, with what metrics.jsonl

@@ -5,6 +5,7 @@ A new objective on the parameters is one entry of `_PENALTIES`.
 
 from collections.abc import Callable, Mapping
 import functools
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ _PENALTIES = {
 # Columns, or beginnings of them, that files have beside values of objectives.
 _TAKEN = re.compile(
   '(seed|file|level|status|params|pareto|knee|epoch|learning_rate|when|layer)|'
-  '(nonzeros|accuracy|ce|weight|grad_norm|cosine)(_.*)?'
+  '(nonzeros|accuracy|ce|weight|grad_norm|cosine)(_.*)?|.*_(min|max)'
 )
 
 
@@ -66,10 +67,13 @@ def make_objectives(
     own: objectives of your own by name, see `mopt.training.Job`.
 
   Raises:
-    ValueError: for a name that is unknown, or a number that is out of range.
+    ValueError: for a name that is unknown, or a number that is out of range,
+      a name of your own that is taken, or names of which two columns would have
+      one.
   """
   for name in own:
-    if name in ('error', *_PENALTIES) or _TAKEN.fullmatch(name):
+    is_ours = name.partition(':')[0] in ('error', *_PENALTIES)
+    if is_ours or _TAKEN.fullmatch(name):
       raise ValueError(
         f'objectives={name}: expected another name for an objective of your '
         'own; this one is taken.'
@@ -92,13 +96,24 @@ def make_objectives(
       raise ValueError(f'objectives={text}: expected no number after {name}.')
     function = functools.partial(penalty.function, mask=mask)
     if penalty.number is not None:
-      value = float(number) if number else penalty.default
+      try:
+        value = float(number) if number else penalty.default
+      except ValueError:
+        raise ValueError(
+          f'objectives={text}: expected a number after {name}.'
+        ) from None
       function = functools.partial(function, **{penalty.number: value})
       try:
         penalty.function({}, **{penalty.number: value})
       except ValueError as error:
         raise ValueError(f'objectives={text}: {error}') from error
     others.append(function)
+  pairs = [f'{a}_{b}' for a, b in itertools.combinations(config.objectives, 2)]
+  if twice := [pair for pair in pairs if pairs.count(pair) > 1]:
+    raise ValueError(
+      f'objectives={",".join(config.objectives)}: expected names by which all '
+      f'pairs can be told, got {twice[0]} twice.'
+    )
   return Objectives(config.objectives, tuple(others))
 
 
@@ -116,8 +131,8 @@ def check_objectives(
     ValueError: names the objective and what it gave or raised.
   """
   for name, function in zip(objectives.names[1:], objectives.others):
-    args = (params, batch) if takes_batch(function) else (params,)
     try:
+      args = (params, batch) if takes_batch(function) else (params,)
       found: Any = jax.eval_shape(function, *args)
     # It is the code of a stranger.
     except Exception as error:

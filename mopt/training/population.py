@@ -55,11 +55,15 @@ def file_names(config: Config) -> list[str]:
   members = make_population(config)
   second = config.objectives[1].partition(':')[0]
   every = {weights for weights in config.all_weights if weights is not None}
+  # Unless 1, l1 and 1 - l1, l1 are both there.
+  is_short = all(member.is_short for member in members) and len(
+    {weights[1] for weights in every}
+  ) == len(every)
 
   def name(member, form):
     if member.weights is None:
       return config.optimizer
-    if all(other.is_short for other in members):
+    if is_short:
       return f'{second}_{form(member.weights[1])}'
     return '_'.join(['weights', *map(form, member.weights)])
 

@@ -88,9 +88,10 @@ def check_job(job: Job) -> None:
       `mopt.training.data.check_data` refuses, a batch larger than the data,
       examples that cannot be moved as asked, a network that
       `mopt.training.calls.check` refuses, one in which nothing is to be pruned,
-      objectives that are unknown or give no number, a column of the front
-      that results.csv does not have, a file `config.init` that does not hold
-      the network's variables, or `config.tensorboard` without what it needs.
+      objectives that are unknown, give no number or do not suit a search, a
+      column of the front that results.csv does not have, a file `config.init`
+      that does not hold the network's variables, or `config.tensorboard` without
+      what it needs.
   """
   config, model, data = job.config, job.model, job.data
   if config.tensorboard:
@@ -110,6 +111,12 @@ def check_job(job: Job) -> None:
     shapes((config.batch_size, *labels.shape[1:]), labels.dtype),
   )
   check_objectives(objectives, params, batch)
+  # Whose slopes it takes from rows of results.csv.
+  if 'dichotomic' in config.search and not objectives.of_params:
+    raise ValueError(
+      f'search={config.search}: expected an objective of the parameters alone, '
+      f'got {config.objectives[1]}, which takes a batch.'
+    )
   columns = [*objectives.of_params, f'{job.loss.name}_train', 'nonzeros_all']
   columns += leaf_columns(config, params)
   if config.front_column not in (None, *columns):

@@ -105,13 +105,18 @@ def check_each(settings: Any) -> None:
       raise ValueError(f'{field.name}={text(value)}: expected {wanted}.')
 
 
-def text(value: Any) -> str:
-  """A value as it may be written on the command line."""
+def text(value: Any, number: Callable[[float], str] = '{:g}'.format) -> str:
+  """A value as it may be written on the command line.
+
+  Args:
+    value: of a setting.
+    number: writes a float; `repr` so that it comes back as it was.
+  """
   if not isinstance(value, tuple):
     return str(value)
   if value and isinstance(value[0], tuple):
-    return ';'.join(map(text, value))
-  return ','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)
+    return ';'.join(text(v, number) for v in value)
+  return ','.join(number(v) if isinstance(v, float) else str(v) for v in value)
 
 
 def a_number(is_good: Callable[[Any], bool], wanted: str) -> Check:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import mopt
+from mopt.objectives import takes_batch
 from mopt.training import calls
 from mopt.training import optimizer as optimizer_lib
 from mopt.training.augment import augment
@@ -154,7 +155,8 @@ def _step(
   others = objectives.others
   if config.conv_l2_in_both:
     (second,) = others
-    others = (lambda params: second(params) + conv_penalty(params),)
+    args = (batch,) if takes_batch(second) else ()
+    others = (lambda params: second(params, *args) + conv_penalty(params),)
   grad_fn = mopt.value_and_stacked_grad(
     error, *others, has_aux=[True] + [False] * len(others)
   )
