@@ -90,8 +90,8 @@ def check_job(job: Job) -> None:
       `mopt.training.calls.check` refuses, one in which nothing is to be pruned,
       objectives that are unknown, give no number or do not suit a search, a
       column of the front that results.csv does not have, a file `config.init`
-      that does not hold the network's variables, or `config.tensorboard` without
-      what it needs.
+      that does not hold the network's variables, or `config.tensorboard`
+      without what it needs.
   """
   config, model, data = job.config, job.model, job.data
   if config.tensorboard:
