@@ -886,6 +886,19 @@ def _run(folder, config, data=None, own=_NONE):
   return rows, output.getvalue()
 
 
+def _note_fronts(patch):
+  """A list of the third columns that fronts are made with."""
+  thirds = []
+  plain = records.mark_front
+
+  def note(rows, split, third=None):
+    thirds.append(third)
+    plain(rows, split, third)
+
+  patch.setattr(records, 'mark_front', note)
+  return thirds
+
+
 @pytest.fixture(scope='module')
 def three(tmp_path_factory):
   """A run of three members with objectives of each kind."""
@@ -914,7 +927,9 @@ def three(tmp_path_factory):
 
     patch.setattr(Axes, 'set_xlabel', note)
     own = {'spread': _spread, 'smooth': _smooth}
+    thirds = _note_fronts(patch)
     _, output = _run(folder, config, own=own)
+  assert thirds == ['group']
   return folder, config, output, labels
 
 
@@ -1088,7 +1103,7 @@ def test_weights_of_two_are_l1_by_another_name(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_knee_of_another_penalty_is_searched(tmp_path):
+def test_the_knee_of_another_penalty_is_searched(tmp_path, monkeypatch):
   """Two levels and the knee, each of which compiles: 15 s."""
   config = Config(
     objectives=('error', 'lp:0.5'),
@@ -1103,7 +1118,10 @@ def test_the_knee_of_another_penalty_is_searched(tmp_path):
   output = io.StringIO()
   console = Console(file=output, width=200, markup=False)
   job = Job(config, Tiny(), _digits(128), tmp_path, first_devices(2), console)
+  thirds = _note_fronts(monkeypatch)
   found = training.search(job)
+  assert len(thirds) > 2
+  assert set(thirds) == {'lp:0.5'}
   assert 'level 1: lp:0.5 0.0001, 0.01 (0 of at most 4' in output.getvalue()
   rows = files.read_csv(tmp_path / 'results.csv')
   assert len(rows) >= 3
