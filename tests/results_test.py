@@ -106,6 +106,20 @@ def test_a_network_comes_back_as_it_was(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['net.npz']
 
 
+def test_names_of_classes_come_back_and_may_be_missing(tmp_path):
+  path = tmp_path / 'net.npz'
+  named = _network()._replace(class_names=('cat', 'dög'))
+  network.save(path, named)
+  assert load(path).class_names == ('cat', 'dög')
+  # As it was written before there were any.
+  with np.load(path) as file:
+    arrays = {name: file[name] for name in file.files if name != 'about'}
+    about = json.loads(str(file['about']))
+  del about['class_names']
+  np.savez(path, about=np.array(json.dumps(about)), **arrays)
+  assert load(path).class_names == ()
+
+
 def test_preprocess_scales_and_checks_the_shape():
   images = np.full((2, 28, 28, 1), 51, np.uint8)
   np.testing.assert_allclose(_network().preprocess(images), 0.2, rtol=1e-6)

@@ -218,6 +218,15 @@ def test_a_message_lists_your_own():
   )
 
 
+def test_an_objective_of_your_own_is_asked_for():
+  own = {'smooth': _smooth, 'other': _smooth}
+  config = Config(objectives=('error', 'smooth'))
+  assert _error_of(make_objectives, config, own) == (
+    'objectives=error,smooth: expected other among them, an objective of your '
+    'own.'
+  )
+
+
 def test_angles_of_two_pairs_need_two_names():
   own = dict.fromkeys(('a', 'a_b', 'b_c', 'c'), _smooth)
   names = ('error', *own)

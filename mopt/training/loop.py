@@ -324,5 +324,6 @@ def _save_members(job: Job, members: Sequence[Member], variables: Any) -> None:
         image_shape=data.train.images.shape[1:],
         mean=data.mean,
         std=data.std,
+        class_names=data.class_names,
       ),
     )

@@ -26,6 +26,7 @@ class Network(NamedTuple):
   image_shape: tuple[int, ...]  # (height, width, channels), or of features.
   mean: Scale  # Of pixels or features, see `mopt.training.normalise`.
   std: Scale
+  class_names: tuple[str, ...] = ()  # By label, where the data have any.
 
   @property
   def params(self) -> PyTree:
@@ -117,6 +118,8 @@ def load(path: str | os.PathLike) -> Network:
       image_shape=tuple(int(n) for n in about['image_shape']),
       mean=_scale(about['mean']),
       std=_scale(about['std']),
+      # Files from before have none.
+      class_names=tuple(map(str, about.get('class_names', ()))),
     )
   except FileNotFoundError:
     raise

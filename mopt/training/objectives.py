@@ -3,7 +3,7 @@
 A new objective on the parameters is one entry of `_PENALTIES`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import functools
 import itertools
 import re
@@ -68,8 +68,8 @@ def make_objectives(
 
   Raises:
     ValueError: for a name that is unknown, or a number that is out of range,
-      a name of your own that is taken, or names of which two columns would have
-      one.
+      a name of your own that is taken or not asked for, or names of which two
+      columns would have one.
   """
   for name in own:
     is_ours = name.partition(':')[0] in ('error', *_PENALTIES)
@@ -78,36 +78,15 @@ def make_objectives(
         f'objectives={name}: expected another name for an objective of your '
         'own; this one is taken.'
       )
-  mask = prunable(config)
-  others = []
-  for text in config.objectives[1:]:
-    name, _, number = text.partition(':')
-    if text in own:
-      others.append(own[text])
-      continue
-    known = [*_PENALTIES, *own]
-    if name not in _PENALTIES:
-      raise ValueError(
-        f'objectives={text}: expected error first, and then one or more of '
-        f'{", ".join(known)}.'
-      )
-    penalty = _PENALTIES[name]
-    if number and penalty.number is None:
-      raise ValueError(f'objectives={text}: expected no number after {name}.')
-    function = functools.partial(penalty.function, mask=mask)
-    if penalty.number is not None:
-      try:
-        value = float(number) if number else penalty.default
-      except ValueError:
-        raise ValueError(
-          f'objectives={text}: expected a number after {name}.'
-        ) from None
-      function = functools.partial(function, **{penalty.number: value})
-      try:
-        penalty.function({}, **{penalty.number: value})
-      except ValueError as error:
-        raise ValueError(f'objectives={text}: {error}') from error
-    others.append(function)
+  others = [
+    own[text] if text in own else _find(config, text, own)
+    for text in config.objectives[1:]
+  ]
+  if unread := [name for name in own if name not in config.objectives]:
+    raise ValueError(
+      f'objectives={",".join(config.objectives)}: expected {unread[0]} among '
+      'them, an objective of your own.'
+    )
   pairs = [f'{a}_{b}' for a, b in itertools.combinations(config.objectives, 2)]
   if twice := [pair for pair in pairs if pairs.count(pair) > 1]:
     raise ValueError(
@@ -115,6 +94,33 @@ def make_objectives(
       f'pairs can be told, got {twice[0]} twice.'
     )
   return Objectives(config.objectives, tuple(others))
+
+
+def _find(config: Config, text: str, own: Iterable[str]) -> Objective:
+  """One of ours by its name, as `l1` or `lp:0.5`."""
+  name, _, number = text.partition(':')
+  if name not in _PENALTIES:
+    raise ValueError(
+      f'objectives={text}: expected error first, and then one or more of '
+      f'{", ".join([*_PENALTIES, *own])}.'
+    )
+  penalty = _PENALTIES[name]
+  function = functools.partial(penalty.function, mask=prunable(config))
+  if penalty.number is None:
+    if number:
+      raise ValueError(f'objectives={text}: expected no number after {name}.')
+    return function
+  try:
+    value = float(number) if number else penalty.default
+  except ValueError:
+    raise ValueError(
+      f'objectives={text}: expected a number after {name}.'
+    ) from None
+  try:
+    penalty.function({}, **{penalty.number: value})
+  except ValueError as error:
+    raise ValueError(f'objectives={text}: {error}') from error
+  return functools.partial(function, **{penalty.number: value})
 
 
 def check_objectives(
