@@ -900,9 +900,9 @@ def _note_fronts(patch):
   thirds = []
   plain = records.mark_front
 
-  def note(rows, split, third=None):
+  def note(rows, split, loss, third=None):
     thirds.append(third)
-    plain(rows, split, third)
+    plain(rows, split, loss, third)
 
   patch.setattr(records, 'mark_front', note)
   return thirds

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and tables in them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import csv
 import hashlib
 import io
@@ -12,6 +13,8 @@ import tempfile
 from typing import Any, BinaryIO
 import zipfile
 import zlib
+
+import numpy as np
 
 # What a file is called until it is whole.
 UNFINISHED = '.unfinished-'
@@ -29,6 +32,27 @@ DAMAGED_ARCHIVE = (
   zipfile.BadZipFile,
   zlib.error,
 )
+
+
+@contextlib.contextmanager
+def archive(path: pathlib.Path) -> Iterator[Any]:
+  """The arrays of an .npz file, none of which is unpickled.
+
+  Raises:
+    One of `DAMAGED_ARCHIVE`: if it is none, here or where an array is read.
+  """
+  if not zipfile.is_zipfile(path):
+    path.open('rb').close()  # Unless there is no such file.
+    raise ValueError('it is no archive')
+  # Opened here, for np.load leaves a file open that it cannot read.
+  with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+    yield arrays
+
+
+def reason(error: BaseException) -> str:
+  """Why a file could not be read, in one line."""
+  found = getattr(error, 'strerror', None) or str(error).rstrip('.')
+  return ' '.join(found.split())
 
 
 def replace(

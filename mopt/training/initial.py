@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 import os
 import pathlib
 from typing import Any
-import zipfile
 
 import numpy as np
 
+from mopt.training import files
 from mopt.training.files import DAMAGED_ARCHIVE
 from mopt.training.network import leaves
 
@@ -47,11 +47,7 @@ def read(name: str, shapes: Mapping[str, PyTree], model: str) -> dict[str, Any]:
   variables: dict[str, Any] = {_PARAMS: {}}
   entry = None
   try:
-    if not zipfile.is_zipfile(path):
-      path.open('rb').close()
-      raise ValueError('it is no archive')
-    # Opened here, for np.load leaves a file open that it cannot read.
-    with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
+    with files.archive(path) as file:
       found = _by_name(file.files, wanted)
       _check_names(start, model, found, wanted)
       for full, entry in found.items():
@@ -60,8 +56,7 @@ def read(name: str, shapes: Mapping[str, PyTree], model: str) -> dict[str, Any]:
   except Misfit:
     raise
   except DAMAGED_ARCHIVE as error:
-    reason = getattr(error, 'strerror', None) or str(error).rstrip('.')
-    reason = ' '.join(reason.split())
+    reason = files.reason(error)
     what = 'a file .npz with' if entry is None else f'as {entry} an array of'
     parts = 'the parameters of a network' if entry is None else 'floats'
     raise Misfit(f'{start} {what} {parts} ({reason}).') from error

@@ -11,10 +11,10 @@ import os
 import pathlib
 import re
 from typing import NamedTuple
-import zipfile
 
 import numpy as np
 
+from mopt.training import files
 from mopt.training.files import DAMAGED_ARCHIVE
 from mopt.training.sources import cached
 from mopt.training.sources import DataError
@@ -71,11 +71,7 @@ def read_npz(name: str, path: pathlib.Path) -> list[np.ndarray]:
   start = f'dataset={name}: expected'
   entry = None
   try:
-    if not zipfile.is_zipfile(path):
-      path.open('rb').close()
-      raise ValueError('it is no archive')
-    # Opened here, for np.load leaves a file open that it cannot read.
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+    with files.archive(path) as arrays:
       if set(_ARRAYS) - set(arrays.files):
         found = ', '.join(sorted(arrays.files)) or 'none'
         raise DataError(
@@ -87,8 +83,7 @@ def read_npz(name: str, path: pathlib.Path) -> list[np.ndarray]:
   except DataError:
     raise
   except DAMAGED_ARCHIVE as error:
-    reason = getattr(error, 'strerror', None) or str(error).rstrip('.')
-    reason = ' '.join(reason.split())
+    reason = files.reason(error)
     if entry is None:
       raise DataError(f'{start} {_WANTED} ({reason}).') from error
     raise DataError(
