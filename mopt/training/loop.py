@@ -119,7 +119,7 @@ def _train(
     head = {'epoch': epoch, 'when': when}
     params = layout.collect(state.params)
     new = records.histogram_records(
-      config.objectives, members, head, params, prunable(config)
+      names, members, head, params, prunable(config)
     )
     files.append_jsonl(workdir / 'histograms.jsonl', new)
 
@@ -128,7 +128,7 @@ def _train(
     log_histograms(0, 'initial', state)
     state = program.prune(state)
     log_histograms(0, 'pruned', state)
-  followers = _followers(job, members)
+  followers = _followers(job)
   with (
     checkpoints.Checkpoints(workdir / 'checkpoints', start) as saved,
     _progress(console) as progress,
@@ -176,9 +176,7 @@ def _train(
   return state
 
 
-def _followers(
-  job: Job, members: Sequence[Member]
-) -> list[Callable[[list[dict[str, Any]]], object]]:
+def _followers(job: Job) -> list[Callable[[list[dict[str, Any]]], object]]:
   """What the records of an epoch are handed to, by the first process."""
   if not processes.is_first():
     return []

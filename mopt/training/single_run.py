@@ -37,7 +37,7 @@ def run(job: Job) -> list[dict[str, Any]]:
 
   In the folder: config.json, with versions and devices; metrics.jsonl, a line
   per epoch and member as soon as an epoch ends; histograms.jsonl, how the
-  weights of each dense layer are distributed, before and after the pruning at
+  weights of each prunable leaf are distributed, before and after the pruning at
   the start, every fifth epoch and at the end; `checkpoints`; and at the end
   results.csv, front.png, `members/*.npz`, which `mopt.training.load` reads, and
   in config.json the seconds it all took. With `config.tensorboard` also
