@@ -277,7 +277,10 @@ class Counting(nn.Module):
     ('net_made:nothing', ['of flax.linen.Module', 'got NoneType.']),
     ('net_made:unmade', ['of flax.linen.Module', "linen.linear.Dense'>."]),
     ('net_made:other', ['flax.nnx.bridge.to_linen(Class, ...)', 'got Linear.']),
-    ('net_made:conv', ['model: expected a dense layer', 'layers_0/kernel.']),
+    (
+      'net_made:conv',
+      ['prunable=dense: expected a dense layer', 'layers_0/kernel.'],
+    ),
     ('net_made:flat', ['expected logits [batch, 10]', '(1, 28, 28, 10)']),
     ('net_made:Counting', ['float32 in params/count', 'got int32.']),
   ],
