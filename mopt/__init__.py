@@ -24,7 +24,7 @@ _NAMES = {
   'pruning': ('prune', 'prune_by_magnitude', 'PruneState'),
   'scalarizations': ('chebyshev', 'epsilon_constraint'),
   'schedules': ('by_epoch', 'inverse_time_decay', 'logistic_drop'),
-  'weightings': ('fixed_weights', 'Weighting'),
+  'weightings': ('dual_proj', 'fixed_weights', 'mean', 'upgrad', 'Weighting'),
 }
 
 __getattr__, __dir__, __all__ = lazy.attach(__name__, _NAMES)

@@ -40,6 +40,26 @@ def check_integer(name: str, value: Any, least: int) -> int:
   return number
 
 
+def check_gramian(gramian: jax.typing.ArrayLike) -> jax.Array:
+  """A Gramian `[m, m]` with m >= 2, in float32 or float64.
+
+  Raises:
+    ValueError: for another shape.
+  """
+  gramian = jnp.asarray(gramian)
+  gramian = gramian.astype(jnp.promote_types(gramian.dtype, jnp.float32))
+  if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
+    hint = '' if gramian.ndim else INJECTED
+    raise ValueError(
+      f'gramian must be [m, m], got shape {gramian.shape}.{hint}'
+    )
+  if gramian.shape[0] < 2:
+    raise ValueError(
+      f'gramian must have m >= 2 objectives, got m = {gramian.shape[0]}.'
+    )
+  return gramian
+
+
 def known_numbers(name: str, value: Any) -> np.ndarray | None:
   """Real numbers as float64, `None` if they are traced.
 

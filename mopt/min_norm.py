@@ -14,7 +14,7 @@ import numpy as np
 
 from mopt import pairs
 from mopt import quadratic_program
-from mopt.checks import INJECTED
+from mopt.checks import check_gramian
 from mopt.masks import Mask
 from mopt.masks import masked_leaves
 from mopt.masks import resolve_mask
@@ -169,7 +169,7 @@ def min_norm_weights(gramian: jax.Array) -> jax.Array:
     Lawson and Hanson, `Solving Least Squares Problems
     <https://doi.org/10.1137/1.9781611971217>`_, 1974, chapter 23.
   """
-  gramian = _check_gramian(gramian)
+  gramian = check_gramian(gramian)
   return _min_norm_weights(gramian)
 
 
@@ -208,7 +208,7 @@ def kkt_residual(gramian: jax.Array, weights: jax.Array) -> jax.Array:
     >>> print(mopt.kkt_residual(gramian, jnp.array([1., 0.])))
     3.0
   """
-  gramian = _check_gramian(gramian)
+  gramian = check_gramian(gramian)
   weights = jnp.asarray(weights)
   if weights.shape != gramian.shape[:1]:
     raise ValueError(
@@ -226,21 +226,6 @@ def _kkt_residual(gramian: jax.Array, weights: jax.Array) -> jax.Array:
   squared = pairs.total(pairs.mul(slopes, pair))  # |d|^2
   shortfall = pairs.add((squared[0][None], squared[1][None]), pairs.neg(slopes))
   return jnp.max(pairs.to_array(shortfall, gramian.dtype))
-
-
-def _check_gramian(gramian: jax.Array) -> jax.Array:
-  gramian = jnp.asarray(gramian)
-  gramian = gramian.astype(jnp.promote_types(gramian.dtype, jnp.float32))
-  if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
-    hint = '' if gramian.ndim else INJECTED
-    raise ValueError(
-      f'gramian must be [m, m], got shape {gramian.shape}.{hint}'
-    )
-  if gramian.shape[0] < 2:
-    raise ValueError(
-      f'gramian must have m >= 2 objectives, got m = {gramian.shape[0]}.'
-    )
-  return gramian
 
 
 def _two_weights(gramian: jax.Array) -> jax.Array:
@@ -273,7 +258,7 @@ def _many_weights(gramian: jax.Array) -> jax.Array:
   u >= 0 and divide by `s' u` at the end. The scales s make the diagonal of C
   about 1.
   """
-  unit, scale = _scales(gramian)
+  unit, scale = quadratic_program.unit_scales(gramian)
   scaled = gramian * unit[:, None] * unit[None, :]
   # Scales are powers of two, 1 for the shortest gradient.
   scale = scale.astype(jnp.float32)
@@ -290,22 +275,12 @@ def _many_weights(gramian: jax.Array) -> jax.Array:
   return weights / jnp.sum(weights)
 
 
-def _scales(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Powers of two `[m]`: to unit lengths, and to that of the shortest."""
-  least = 1e-37 if gramian.dtype == jnp.float32 else 1e-300
-  diagonal = jnp.maximum(jnp.diagonal(gramian), least)
-  exponent = -jnp.floor(0.5 * jnp.log2(diagonal) + 0.5).astype(jnp.int32)
-  ones = jnp.ones_like(diagonal)  # scaling by powers of two is exact
-  scale = jnp.ldexp(ones, exponent - jnp.max(exponent))
-  return jnp.ldexp(ones, exponent), scale
-
-
 @_many_weights.defjvp
 def _many_weights_jvp(primals, tangents):
   """By the equations of the solution: equal slopes, weights that sum to 1."""
   (gramian,), (change,) = primals, tangents
   weights = _many_weights(gramian)
-  unit, scale = _scales(gramian)
+  unit, scale = quadratic_program.unit_scales(gramian)
   active = weights > 0
   both = active[:, None] & active[None, :]
   m = len(weights)

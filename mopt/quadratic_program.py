@@ -32,6 +32,19 @@ class Program(NamedTuple):
   size: jax.Array  # [m]: magnitude of the terms that make up q.
 
 
+def unit_scales(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Powers of two `[m]`: to unit lengths, and to that of the shortest.
+
+  The first make the diagonal of a Gramian about 1.
+  """
+  least = 1e-37 if gramian.dtype == jnp.float32 else 1e-300
+  diagonal = jnp.maximum(jnp.diagonal(gramian), least)
+  exponent = -jnp.floor(0.5 * jnp.log2(diagonal) + 0.5).astype(jnp.int32)
+  ones = jnp.ones_like(diagonal)  # scaling by powers of two is exact
+  scale = jnp.ldexp(ones, exponent - jnp.max(exponent))
+  return jnp.ldexp(ones, exponent), scale
+
+
 class _Search(NamedTuple):
   """Where the active-set method stands."""
 
@@ -170,7 +183,8 @@ def _exchange(program: Program, limit: float, old: _Search) -> _Search:
   moved = jnp.where(enters, jnp.where(is_waiting, x, target), walked)
   finished = feasible & (optimal | ~progress | (gain[0] > limit))
   best = pairs.select(progress, optimum, old.best)
-  best = pairs.select(endless & ~finished, direction, best)
+  if limit < jnp.inf:  # Else it is rounding, and there is no such direction.
+    best = pairs.select(endless & ~finished, direction, best)
   return _Search(
     table=_principal_pivot(old.table, pivot),
     active=jnp.where(index == pivot, enters, active),

@@ -17,12 +17,16 @@ import mopt
 pytestmark = pytest.mark.usefixtures('exact_products')
 
 
-def weighted_sum(learning_rate, *, num_objectives=2):
-  weighting = mopt.fixed_weights((1.0,) * num_objectives)
+def weighted_by(weighting, learning_rate, *, num_objectives=2):
   return optax.chain(
     mopt.aggregate(weighting, num_objectives=num_objectives),
     optax.scale_by_learning_rate(learning_rate),
   )
+
+
+def weighted_sum(learning_rate, *, num_objectives=2):
+  weighting = mopt.fixed_weights((1.0,) * num_objectives)
+  return weighted_by(weighting, learning_rate, num_objectives=num_objectives)
 
 
 # Called as make(learning_rate, num_objectives=m).
@@ -34,6 +38,9 @@ OPTIMIZERS = {
   'madam': mopt.madam,
   'amsgrad': functools.partial(mopt.madam, amsgrad=True),
   'weighted_sum': weighted_sum,
+  'mean': functools.partial(weighted_by, mopt.mean),
+  'dual_proj': functools.partial(weighted_by, mopt.dual_proj),
+  'upgrad': functools.partial(weighted_by, mopt.upgrad),
 }
 each_optimizer = pytest.mark.parametrize('name', OPTIMIZERS)
 
