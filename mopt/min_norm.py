@@ -176,11 +176,8 @@ def min_norm_weights(gramian: jax.Array) -> jax.Array:
 @jax.jit  # Or a call outside of jit would compile its loop anew.
 def _min_norm_weights(gramian: jax.Array) -> jax.Array:
   solve = _two_weights if len(gramian) == 2 else _many_weights
-  finite = jnp.all(jnp.isfinite(gramian))
-  # The solver sees a harmless matrix instead of NaN, on which it might spin.
-  harmless = jnp.eye(len(gramian), dtype=gramian.dtype)
-  weights = solve(jnp.where(finite, gramian, harmless))
-  return jnp.where(finite, weights, jnp.nan)
+  gramian, is_finite = quadratic_program.harmless(gramian)
+  return jnp.where(is_finite, solve(gramian), jnp.nan)
 
 
 def kkt_residual(gramian: jax.Array, weights: jax.Array) -> jax.Array:

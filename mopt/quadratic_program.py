@@ -45,6 +45,16 @@ def unit_scales(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.ldexp(ones, exponent), scale
 
 
+def harmless(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The Gramian and whether it is finite; if not, the identity in its place.
+
+  On NaN the solver might spin.
+  """
+  is_finite = jnp.all(jnp.isfinite(gramian))
+  other = jnp.eye(len(gramian), dtype=gramian.dtype)
+  return jnp.where(is_finite, gramian, other), is_finite
+
+
 class _Search(NamedTuple):
   """Where the active-set method stands."""
 

@@ -176,7 +176,7 @@ def upgrad(gramian: jax.Array) -> jax.Array:
 # Or a call outside of jit would compile its loop anew.
 @jax.jit
 def _dual_proj(gramian: jax.Array) -> jax.Array:
-  gramian, is_finite = _harmless(gramian)
+  gramian, is_finite = quadratic_program.harmless(gramian)
   if len(gramian) == 2:
     cross, squares = gramian[0, 1], jnp.diagonal(gramian)
     # At most one of them is beyond a half: the mean cannot be against both.
@@ -188,7 +188,7 @@ def _dual_proj(gramian: jax.Array) -> jax.Array:
 
 @jax.jit
 def _upgrad(gramian: jax.Array) -> jax.Array:
-  gramian, is_finite = _harmless(gramian)
+  gramian, is_finite = quadratic_program.harmless(gramian)
   if len(gramian) == 2:
     cross, squares = gramian[0, 1], jnp.diagonal(gramian)
     # What the projection of the other one takes of it.
@@ -197,13 +197,6 @@ def _upgrad(gramian: jax.Array) -> jax.Array:
     each = jnp.eye(len(gramian), dtype=gramian.dtype) / len(gramian)
     weights = jax.vmap(_project, in_axes=(None, 0))(gramian, each).sum(axis=0)
   return jnp.where(is_finite, weights, jnp.nan)
-
-
-def _harmless(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The Gramian, or one that the solver does not spin on, and which it is."""
-  is_finite = jnp.all(jnp.isfinite(gramian))
-  other = jnp.eye(len(gramian), dtype=gramian.dtype)
-  return jnp.where(is_finite, gramian, other), is_finite
 
 
 def _share(part: jax.Array, whole: jax.Array) -> jax.Array:

@@ -390,6 +390,14 @@ class Config:
             f'{name}={text(value)}: expected two objectives, got '
             f'{text(self.objectives)}.'
           )
+    for name in ('weights', 'l1'):
+      value = getattr(self, name)
+      if value is not None and self.is_multiobjective:
+        raise ValueError(
+          f'{name}={text(value)}: {self.optimizer} finds its own weights at '
+          f'every step; expected no {name}, or one of '
+          f'{", ".join(WEIGHTED_SUM)}.'
+        )
     if self.weights is None:
       if m > 2 and not self.is_multiobjective:
         raise ValueError(
@@ -399,11 +407,6 @@ class Config:
         )
       return
     found = text(self.weights)
-    if self.is_multiobjective:
-      raise ValueError(
-        f'weights={found}: {self.optimizer} finds its own weights at every '
-        f'step; expected no weights, or one of {", ".join(WEIGHTED_SUM)}.'
-      )
     for name, usual in (
       ('l1', None),
       ('scalarization', 'penalty'),
@@ -422,15 +425,10 @@ class Config:
         )
 
   def _check_l1(self, values: tuple[float, ...]):
-    found = text(values)
-    if self.is_multiobjective:
-      raise ValueError(
-        f'l1={found}: {self.optimizer} finds its own weights at every step; '
-        f'expected no l1, or one of {", ".join(WEIGHTED_SUM)}.'
-      )
     if self.scalarization == 'convex' and max(values) > 1:
       raise ValueError(
-        f'l1={found}: expected numbers in [0, 1] with scalarization=convex.'
+        f'l1={text(values)}: expected numbers in [0, 1] with '
+        'scalarization=convex.'
       )
 
   def _check_search(self):

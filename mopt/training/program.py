@@ -55,7 +55,7 @@ _AXIS = 'devices'
 class Complexity(NamedTuple):
   """What networks come to; leaves `[M]`."""
 
-  nonzeros: mopt.NonzeroCount  # Of the dense kernels.
+  nonzeros: mopt.NonzeroCount  # Of what may be pruned.
   values: Mapping[str, _Array]  # Of objectives of the parameters, by name.
   params: _Array  # Entries of every leaf.
   nonzeros_all: _Array  # Those of them that are not 0.

@@ -135,7 +135,6 @@ def _step(
   """
   config = job.config
   num_devices = 1 if axis is None else jax.lax.axis_size(axis)
-
   objectives = make_objectives(config, job.objectives)
 
   def conv_penalty(params):
