@@ -11,6 +11,7 @@ import tempfile
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 from tests.devices import first_devices
@@ -41,6 +42,20 @@ def exact_products():
   """Products as exact as CPUs have them: GPUs round to TF32, TPUs further."""
   with jax.default_matmul_precision('highest'):
     yield
+
+
+@pytest.fixture(scope='session')
+def few_digits():
+  """Two batches of ten classes, and none to validate on."""
+  from mopt import training  # the library's tests do without
+
+  data = training.load_dataset('mnist5k')
+  chosen = np.linspace(0, len(data.train.labels) - 1, 64).astype(int)
+  train = data.train._replace(
+    images=data.train.images[chosen], labels=data.train.labels[chosen]
+  )
+  nothing = train._replace(images=train.images[:0], labels=train.labels[:0])
+  return data._replace(train=train, val=nothing, test=train)
 
 
 @pytest.fixture

@@ -4,29 +4,16 @@ import io
 import json
 import math
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from mopt.training import Config
 from mopt.training import Job
-from mopt.training import load_dataset
 from mopt.training import processes
 from mopt.training import run
 from mopt.training import search
-from mopt.training.data import Split
 from tests.devices import first_devices
 from tests.networks import Dropping
-
-
-@pytest.fixture(scope='module')
-def digits():
-  """Two batches of ten classes, and none to validate on."""
-  data = load_dataset('mnist5k')
-  chosen = np.linspace(0, len(data.train.labels) - 1, 64).astype(int)
-  train = Split(data.train.images[chosen], data.train.labels[chosen])
-  nothing = Split(train.images[:0], train.labels[:0])
-  return data._replace(train=train, val=nothing, test=train)
 
 
 def _job(data, workdir, on_epoch, **kwargs):
@@ -53,7 +40,7 @@ def _as_json(record):
   return {k: v if math.isfinite(v) else None for k, v in record.items()}
 
 
-def test_it_gets_what_is_logged_epoch_by_epoch(digits, tmp_path):
+def test_it_gets_what_is_logged_epoch_by_epoch(few_digits, tmp_path):
   seen = []
 
   def note(records):
@@ -61,7 +48,7 @@ def test_it_gets_what_is_logged_epoch_by_epoch(digits, tmp_path):
     assert _log(tmp_path)[-2:] == list(map(_as_json, records))
     seen.append(records)
 
-  run(_job(digits, tmp_path, note))
+  run(_job(few_digits, tmp_path, note))
   assert [[r['epoch'] for r in records] for records in seen] == [
     [epoch, epoch] for epoch in range(1, 5)
   ]
@@ -77,7 +64,7 @@ def test_it_gets_what_is_logged_epoch_by_epoch(digits, tmp_path):
   ('checkpoint_every', 'again'), [(1, [2, 3, 4]), (3, [1, 2, 3, 4])]
 )
 def test_what_it_raises_ends_a_run_that_can_go_on(
-  digits, tmp_path, checkpoint_every, again
+  few_digits, tmp_path, checkpoint_every, again
 ):
   seen = []
 
@@ -87,7 +74,7 @@ def test_what_it_raises_ends_a_run_that_can_go_on(
       raise ZeroDivisionError('of the user')
 
   settings = {'checkpoint_every': checkpoint_every}
-  job = _job(digits, tmp_path / 'a', note, **settings)
+  job = _job(few_digits, tmp_path / 'a', note, **settings)
   with pytest.raises(ZeroDivisionError, match='^of the user$'):
     run(job)
   assert [r['epoch'] for r in _log(tmp_path / 'a')] == [1, 1, 2, 2]
@@ -97,16 +84,18 @@ def test_what_it_raises_ends_a_run_that_can_go_on(
   # The same end as if nothing had been called.
   rows = run(job._replace(on_epoch=lambda r: seen.append(r[0]['epoch'])))
   assert seen[1:] == again
-  whole = run(_job(digits, tmp_path / 'b', lambda r: None, **settings))
+  whole = run(_job(few_digits, tmp_path / 'b', lambda r: None, **settings))
   assert repr(rows) == repr(whole)  # NaN is not itself.
   assert _log(tmp_path / 'a') == _log(tmp_path / 'b')
 
 
-def test_a_search_calls_it_for_each_training(digits, tmp_path):
+def test_a_search_calls_it_for_each_training(few_digits, tmp_path):
   seen = []
   settings = {'search': 'grid', 'max_runs': 5, 'search_epochs': 2}
   settings |= {'search_range': (1e-5, 1e-1), 'learning_rate': 0.01}
-  job = _job(digits, tmp_path, seen.append, l1=None, seed=(3, 4), **settings)
+  job = _job(
+    few_digits, tmp_path, seen.append, l1=None, seed=(3, 4), **settings
+  )
   search(job)
   logs = [_log(p.parent) for p in tmp_path.glob('*/metrics.jsonl')]
   logs.sort(key=lambda log: len(log) != 10)  # The level is before the knee.
@@ -116,7 +105,7 @@ def test_a_search_calls_it_for_each_training(digits, tmp_path):
   assert [len(records) for records in seen] == [5, 5, 2, 2, 2, 2]
 
 
-def test_other_processes_do_not_call_it(digits, tmp_path, monkeypatch):
+def test_other_processes_do_not_call_it(few_digits, tmp_path, monkeypatch):
   monkeypatch.setattr(processes, 'is_first', lambda: False)
-  run(_job(digits, tmp_path, lambda records: 1 / 0, epochs=1))
+  run(_job(few_digits, tmp_path, lambda records: 1 / 0, epochs=1))
   assert len(_log(tmp_path)) == 2

@@ -15,11 +15,9 @@ from rich.console import Console
 
 from mopt.training import Config
 from mopt.training import Job
-from mopt.training import load_dataset
 from mopt.training import run
 from mopt.training import search
 from mopt.training import tensorboard
-from mopt.training.data import Split
 from mopt.training.files import read_csv
 from mopt.training.loop import Interrupted
 from tests.devices import first_devices
@@ -30,16 +28,6 @@ _needs_writer = pytest.mark.skipif(
   importlib.util.find_spec('tensorboardX') is None,
   reason='tensorboardX is not installed, see the extra [tensorboard]',
 )
-
-
-@pytest.fixture(scope='module')
-def digits():
-  """Two batches of ten classes, and none to validate on."""
-  data = load_dataset('mnist5k')
-  chosen = np.linspace(0, len(data.train.labels) - 1, 64).astype(int)
-  train = Split(data.train.images[chosen], data.train.labels[chosen])
-  nothing = Split(train.images[:0], train.labels[:0])
-  return data._replace(train=train, val=nothing, test=train)
 
 
 def _job(data, workdir, **kwargs):
@@ -116,8 +104,8 @@ def _logged(workdir, rows):
 
 
 @_needs_writer
-def test_files_show_what_is_logged(digits, tmp_path):
-  rows = run(_job(digits, tmp_path, seed=(0, 1)))
+def test_files_show_what_is_logged(few_digits, tmp_path):
+  rows = run(_job(few_digits, tmp_path, seed=(0, 1)))
   shown = _shown(tmp_path)
   assert shown == _logged(tmp_path, rows)
   assert sorted(shown) == [
@@ -140,11 +128,11 @@ def test_files_show_what_is_logged(digits, tmp_path):
 @pytest.mark.parametrize('before', [True, False])
 @pytest.mark.parametrize('checkpoint_every', [1, 2, 4])
 def test_a_run_that_goes_on_shows_each_epoch_once(
-  digits, tmp_path, checkpoint_every, before
+  few_digits, tmp_path, checkpoint_every, before
 ):
   """Also those before the flag was given, and those that are trained again."""
   settings = {'checkpoint_every': checkpoint_every}
-  job = _job(digits, tmp_path, **settings, tensorboard=before)
+  job = _job(few_digits, tmp_path, **settings, tensorboard=before)
 
   def fail(records):
     if records[0]['epoch'] == 3:
@@ -157,7 +145,7 @@ def test_a_run_that_goes_on_shows_each_epoch_once(
     assert [step for step, _ in shown['l1_0.001_seed_0']] == [1, 2, 3]
   else:
     assert not (tmp_path / 'tensorboard').exists()
-  job = _job(digits, tmp_path, **settings)
+  job = _job(few_digits, tmp_path, **settings)
   with pytest.raises(Interrupted):
     run(job._replace(should_stop=lambda: True))
   rows = run(job)
@@ -168,10 +156,10 @@ def test_a_run_that_goes_on_shows_each_epoch_once(
 
 
 @_needs_writer
-def test_a_search_has_files_of_each_training(digits, tmp_path):
+def test_a_search_has_files_of_each_training(few_digits, tmp_path):
   settings = {'search': 'grid', 'max_runs': 5, 'search_epochs': 2}
   settings |= {'search_range': (1e-5, 1e-1), 'learning_rate': 0.01}
-  rows = search(_job(digits, tmp_path, l1=None, **settings))
+  rows = search(_job(few_digits, tmp_path, l1=None, **settings))
   (knee,) = tmp_path.glob('knee_*')
   assert _shown(knee) == _logged(knee, rows)
   table = read_csv(tmp_path / 'results.csv')
@@ -181,9 +169,9 @@ def test_a_search_has_files_of_each_training(digits, tmp_path):
 
 @_needs_writer
 def test_a_file_that_cannot_be_written_ends_the_run(
-  digits, tmp_path, monkeypatch
+  few_digits, tmp_path, monkeypatch
 ):
-  job = _job(digits, tmp_path)
+  job = _job(few_digits, tmp_path)
   scalars = tensorboard._scalars
 
   def remove(record):
