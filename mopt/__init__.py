@@ -24,7 +24,9 @@ _NAMES = {
   'pruning': ('prune', 'prune_by_magnitude', 'PruneState'),
   'scalarizations': ('chebyshev', 'epsilon_constraint'),
   'schedules': ('by_epoch', 'inverse_time_decay', 'logistic_drop'),
-  'weightings': ('dual_proj', 'fixed_weights', 'mean', 'upgrad', 'Weighting'),
+  'weightings.cones': ('dual_proj', 'upgrad'),
+  'weightings.fixed': ('fixed_weights', 'mean'),
+  'weightings.weighting': ('as_weighting', 'Weighting'),
 }
 
 __getattr__, __dir__, __all__ = lazy.attach(__name__, _NAMES)

@@ -1,7 +1,7 @@
 """Any Optax optimizer, made multiobjective."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +10,29 @@ import optax
 from mopt.checks import check_integer
 from mopt.masks import Mask
 from mopt.masks import path_name
+from mopt.masks import resolve_mask
 from mopt.min_norm import gramian_of
-from mopt.weightings import Weighting
+from mopt.weightings.weighting import as_weighting
+from mopt.weightings.weighting import Function
+from mopt.weightings.weighting import Weighting
 
 
 class AggregateState(NamedTuple):
   """State of `aggregate`."""
 
   weights: jax.Array  # shape=(m,), dtype=jnp.float32: of the last update.
+  weighting_state: Any  # What the weighting remembers; () if nothing.
   inner_state: optax.OptState  # The leaves have a leading axis of size m.
 
 
 def aggregate(
-  weighting: Weighting,
+  weighting: Weighting | Function,
   inner: optax.GradientTransformation | None = None,
   *,
   num_objectives: int = 2,
   mask: Mask = None,
+  shared: Mask = None,
+  gram: Literal['raw', 'preconditioned'] = 'raw',
 ) -> optax.GradientTransformationExtraArgs:
   r"""Turns the stacked gradients of m objectives into one update.
 
@@ -37,6 +43,25 @@ def aggregate(
 
     \lambda = \mathrm{weighting}(G), \quad G_{ij} = \langle g_i, g_j \rangle,
     \qquad u = \sum_j \lambda_j \, \mathrm{inner}(g_j)
+
+  Some weightings ask for the values of the objectives. They are an argument of
+  the update, beside any that other transformations ask for: `tx.update(grads,
+  state, params, values=values)`, with `values` `[m]` as
+  `mopt.value_and_stacked_grad` gives them.
+
+  Several tasks often share a part of a network, and each has a head of its own.
+  A gradient with respect to a head says nothing of a conflict, and the weights
+  of others are none of its business. With `shared=mask` the Gramian is of the
+  leaves in the mask; in the others the directions are added up, so that each
+  head moves by its own objective's, unscaled. Two transformations give the
+  same, of one group of leaves each:
+
+  .. code-block:: python
+
+    optax.partition(
+        {'shared': mopt.aggregate(weighting, inner),
+         'heads': mopt.aggregate(mopt.fixed_weights((1.0, 1.0)), inner)},
+        labels)
 
   Gradients of half precision pass through `inner` in float32, so that moments
   keep their digits; updates leave in the dtype in which they entered.
@@ -84,12 +109,22 @@ def aggregate(
   Args:
     weighting: function from the Gramian `[m, m]` (f32, f64 if a leaf is) to
       weights `[m]`, such as `mopt.min_norm_weights` or
-      `mopt.fixed_weights((1, 3e-4))`.
+      `mopt.fixed_weights((1, 3e-4))`, or a `mopt.Weighting`, which has a state.
+      See `help(mopt.weightings)` for all of them.
     inner: what each objective's gradient passes through, any transformation
       that `jax.vmap` maps; nothing by default.
     num_objectives: m >= 2.
     mask: which leaves the Gramian is taken of, see `mopt.mask_by_path`; `None`
-      for all. The update has all leaves whatever the mask.
+      for all, or for those that are shared. The update has all leaves whatever
+      the mask.
+    shared: which leaves are weighed, ditto; in the others the directions of the
+      objectives are added up. `None` for all.
+    gram: `'raw'` for the Gramian of the gradients, `'preconditioned'` for that
+      of what comes out of `inner`. With Adam inside, the weights of the latter
+      fit the steps that are taken, whose sizes do not depend on the gradients'.
+      But they may stop where the objectives could still improve together, or
+      go on where they cannot: that is told by gradients alone. It is not the
+      method of arXiv 2606.03904, which has another norm.
 
   Returns:
     A `GradientTransformationExtraArgs` whose state is an `AggregateState`;
@@ -97,9 +132,10 @@ def aggregate(
     from any chain.
 
   Raises:
-    ValueError: for `num_objectives` < 2 or what is not a weighting or a
-      transformation; from `update` without `params`, or for a leaf whose shape
-      is not `(m, *param.shape)`, which is named.
+    ValueError: for `num_objectives` < 2, what is not a weighting or a
+      transformation, or another `gram`; from `update` without `params`, without
+      `values` if the weighting asks for them, or for a leaf whose shape is not
+      `(m, *param.shape)`, which is named.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -120,12 +156,9 @@ def aggregate(
     Reiners et al., 2020, Algorithm 2 and section 3.2.
   """
   m = check_integer('num_objectives', num_objectives, 2)
-  if not callable(weighting):
-    raise ValueError(
-      'weighting must be a function from the Gramian to weights, such as '
-      f'mopt.fixed_weights((1, 3e-4)), got {weighting!r}. Under '
-      "optax.inject_hyperparams add 'weighting' to static_args."
-    )
+  weighting = as_weighting(weighting)
+  if gram not in ('raw', 'preconditioned'):
+    raise ValueError(f"gram must be 'raw' or 'preconditioned', got {gram!r}.")
   inner = optax.identity() if inner is None else inner
   if not isinstance(inner, optax.GradientTransformation):
     raise ValueError(
@@ -136,6 +169,7 @@ def aggregate(
   def init_fn(params):
     return AggregateState(
       weights=jnp.zeros(m, jnp.float32),
+      weighting_state=weighting.init(m),
       inner_state=jax.vmap(inner.init, in_axes=None, axis_size=m)(
         _at_least_float32(params)
       ),
@@ -147,17 +181,35 @@ def aggregate(
         'aggregate needs the parameters: call update(updates, state, params).'
       )
     check_stacked(updates, params, m)
-    weights = _as_weights(weighting(gramian_of(updates, mask, m)), m)
     wide_params = _at_least_float32(params)
     directions, inner_state = jax.vmap(
       lambda u, s: inner.update(u, s, wide_params, **extra_args), axis_size=m
     )(_at_least_float32(updates), state.inner_state)
+    found, weighting_state = weighting.update(
+      gramian_of(
+        directions if gram == 'preconditioned' else updates,
+        shared if mask is None else mask,
+        m,
+      ),
+      state.weighting_state,
+      **extra_args,
+    )
+    weights = _as_weights(found, m)
     combined = jax.tree.map(
       lambda x, update: x.astype(jnp.asarray(update).dtype),
       weighted_sum(weights, directions),
       updates,
     )
-    return combined, AggregateState(weights.astype(jnp.float32), inner_state)
+    if shared is not None:
+      combined = jax.tree.map(
+        lambda is_shared, x, parts: x if is_shared else parts,
+        resolve_mask(shared, params),
+        combined,
+        weighted_sum(jnp.ones(m), directions),
+      )
+    return combined, AggregateState(
+      weights.astype(jnp.float32), weighting_state, inner_state
+    )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

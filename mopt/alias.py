@@ -3,8 +3,8 @@
 `optax.inject_hyperparams` takes any of them as it is, and rates, decays and eps
 become parts of the state. Other arguments are no hyperparameters: Optax takes
 every function for a schedule and every number for an array, so that a
-`weighting`, `num_objectives` or a function as `mask` have to be named if they
-are given:
+`weighting`, `num_objectives` or a function as `mask` or `shared` have to be
+named if they are given:
 
   >>> import mopt
   >>> import optax
@@ -25,7 +25,8 @@ from mopt.aggregation import aggregate
 from mopt.checks import known_numbers
 from mopt.masks import Mask
 from mopt.min_norm import min_norm_weights
-from mopt.weightings import Weighting
+from mopt.weightings.weighting import Function
+from mopt.weightings.weighting import Weighting
 
 
 def smgd(
@@ -33,9 +34,10 @@ def smgd(
   momentum: float | None = None,
   nesterov: bool = False,
   *,
-  weighting: Weighting | None = None,
+  weighting: Weighting | Function | None = None,
   num_objectives: int | None = None,
   mask: Mask = None,
+  shared: Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Stochastic multi-gradient descent (SMGD), also known as stochastic MGDA.
 
@@ -68,6 +70,8 @@ def smgd(
       for all. The update has all leaves whatever the mask. Every objective
       should depend on what it chooses: a gradient that is zero there gets all
       of the weight, see above.
+    shared: which leaves several tasks share; heads, which are the others, move
+      by their own objective's direction, unscaled. See `mopt.aggregate`.
 
   Returns:
     A transformation of stacked gradients, see `mopt.aggregate`.
@@ -97,7 +101,7 @@ def smgd(
   _check_rate(learning_rate)
   _check_decay('momentum', 0.0 if momentum is None else momentum)
   return optax.chain(
-    _aggregate(optax.identity(), weighting, num_objectives, mask),
+    _aggregate(optax.identity(), weighting, num_objectives, mask, shared),
     optax.scale_by_learning_rate(learning_rate),
     optax.identity() if momentum is None else optax.trace(momentum, nesterov),
   )
@@ -108,9 +112,10 @@ def mrmsprop(
   decay: float = 0.9,
   eps: float = 1e-7,
   *,
-  weighting: Weighting | None = None,
+  weighting: Weighting | Function | None = None,
   num_objectives: int | None = None,
   mask: Mask = None,
+  shared: Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Multiobjective RMSProp (MRMSProp).
 
@@ -142,6 +147,8 @@ def mrmsprop(
       for all. The update has all leaves whatever the mask. Every objective
       should depend on what it chooses: a gradient that is zero there gets all
       of the weight, see above.
+    shared: which leaves several tasks share; heads, which are the others, move
+      by their own objective's direction, unscaled. See `mopt.aggregate`.
 
   Returns:
     A transformation of stacked gradients, see `mopt.aggregate`.
@@ -173,6 +180,7 @@ def mrmsprop(
       weighting,
       num_objectives,
       mask,
+      shared,
     ),
     optax.scale_by_learning_rate(learning_rate),
   )
@@ -185,9 +193,10 @@ def madam(
   eps: float = 1e-8,
   *,
   amsgrad: bool = False,
-  weighting: Weighting | None = None,
+  weighting: Weighting | Function | None = None,
   num_objectives: int | None = None,
   mask: Mask = None,
+  shared: Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Multiobjective Adam (MAdam) of Reiners et al., 2020.
 
@@ -226,6 +235,8 @@ def madam(
       for all. The update has all leaves whatever the mask. Every objective
       should depend on what it chooses: a gradient that is zero there gets all
       of the weight, see above.
+    shared: which leaves several tasks share; heads, which are the others, move
+      by their own objective's direction, unscaled. See `mopt.aggregate`.
 
   Returns:
     A transformation of stacked gradients, see `mopt.aggregate`.
@@ -260,7 +271,7 @@ def madam(
   scale_by = optax.scale_by_amsgrad if amsgrad else optax.scale_by_adam
   return optax.chain(
     _aggregate(
-      scale_by(b1=b1, b2=b2, eps=eps), weighting, num_objectives, mask
+      scale_by(b1=b1, b2=b2, eps=eps), weighting, num_objectives, mask, shared
     ),
     optax.scale_by_learning_rate(learning_rate),
   )
@@ -268,9 +279,10 @@ def madam(
 
 def _aggregate(
   inner: optax.GradientTransformation,
-  weighting: Weighting | None,
+  weighting: Weighting | Function | None,
   num_objectives: int | None,
   mask: Mask,
+  shared: Mask,
 ) -> optax.GradientTransformationExtraArgs:
   # The defaults are None, for optax.inject_hyperparams would take a function
   # for a schedule, and a number for an array.
@@ -279,6 +291,7 @@ def _aggregate(
     inner,
     num_objectives=2 if num_objectives is None else num_objectives,
     mask=mask,
+    shared=shared,
   )
 
 

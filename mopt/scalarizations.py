@@ -55,7 +55,7 @@ import numpy as np
 
 from mopt.checks import is_finite
 from mopt.checks import known_numbers
-from mopt.weightings import check_weights
+from mopt.weightings.fixed import check_weights
 
 
 def chebyshev(

@@ -23,7 +23,9 @@ NUMERICS = (
   'quadratic_program',
   'scalarizations',
   'search',
-  'weightings',
+  'weightings.cones',
+  'weightings.fixed',
+  'weightings.weighting',
 )
 
 
@@ -33,7 +35,9 @@ CORE_ROOMS = """
 alias
 aggregation
 objectives pruning scalarizations schedules search
-min_norm pareto weightings
+min_norm pareto weightings.cones
+weightings.fixed
+weightings weightings.weighting
 masks quadratic_program
 checks lazy pairs
 """
