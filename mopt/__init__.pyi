@@ -14,6 +14,7 @@ from mopt import quadratic_program as quadratic_program
 from mopt import scalarizations as scalarizations
 from mopt import schedules as schedules
 from mopt import search as search
+from mopt import stacked as stacked
 from mopt import training as training
 from mopt import weightings as weightings
 from mopt.aggregation import aggregate as aggregate
@@ -33,8 +34,6 @@ from mopt.objectives import l1_norm as l1_norm
 from mopt.objectives import l2_norm_squared as l2_norm_squared
 from mopt.objectives import lp_norm as lp_norm
 from mopt.objectives import NonzeroCount as NonzeroCount
-from mopt.objectives import stack as stack
-from mopt.objectives import value_and_stacked_grad as value_and_stacked_grad
 from mopt.pareto import hypervolume as hypervolume
 from mopt.pareto import knee as knee
 from mopt.pareto import knee_bootstrap as knee_bootstrap
@@ -47,6 +46,9 @@ from mopt.scalarizations import epsilon_constraint as epsilon_constraint
 from mopt.schedules import by_epoch as by_epoch
 from mopt.schedules import inverse_time_decay as inverse_time_decay
 from mopt.schedules import logistic_drop as logistic_drop
+from mopt.stacked import stack as stack
+from mopt.stacked import value_and_stacked_grad as value_and_stacked_grad
+from mopt.stacked import value_and_stacked_jac as value_and_stacked_jac
 from mopt.weightings.cones import dual_proj as dual_proj
 from mopt.weightings.cones import upgrad as upgrad
 from mopt.weightings.fixed import fixed_weights as fixed_weights

@@ -23,6 +23,7 @@ NUMERICS = (
   'quadratic_program',
   'scalarizations',
   'search',
+  'stacked',
   'weightings.cones',
   'weightings.fixed',
   'weightings.weighting',
@@ -33,7 +34,7 @@ NUMERICS = (
 # its own, and nothing else of ours. Those of one line do not know each other.
 CORE_ROOMS = """
 alias
-aggregation
+aggregation stacked
 objectives pruning scalarizations schedules search
 min_norm pareto weightings.cones
 weightings.fixed

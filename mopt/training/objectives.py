@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 import mopt
 from mopt.masks import path_name
-from mopt.objectives import takes_batch
+from mopt.stacked import takes_batch
 from mopt.training.config import Config
 
 PyTree = Any

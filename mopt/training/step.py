@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import mopt
-from mopt.objectives import takes_batch
+from mopt.stacked import takes_batch
 from mopt.training import calls
 from mopt.training import optimizer as optimizer_lib
 from mopt.training.augment import augment
