@@ -55,7 +55,7 @@ augment batches evaluation optimizer
 calls
 layout
 population
-objectives
+objectives weighting
 initial
 job
 network

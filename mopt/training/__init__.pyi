@@ -33,6 +33,7 @@ from mopt.training import single_run as single_run
 from mopt.training import sources as sources
 from mopt.training import step as step
 from mopt.training import tensorboard as tensorboard
+from mopt.training import weighting as weighting
 from mopt.training import workdir as workdir
 from mopt.training.arrays import make_dataset as make_dataset
 from mopt.training.config import Config as Config

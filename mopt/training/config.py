@@ -17,6 +17,8 @@ from mopt.training.settings import up_to
 WEIGHTED_SUM = ('sgd', 'rmsprop', 'adam')
 MULTIOBJECTIVE = ('smgd', 'mrmsprop', 'madam')
 OPTIMIZERS = WEIGHTED_SUM + MULTIOBJECTIVE
+# Some take a number after a colon.
+WEIGHTINGS = ('fixed', 'min_norm', 'mean', 'dual_proj', 'upgrad')
 SCALARIZATIONS = ('penalty', 'convex')
 PRUNE = ('none', 'after', 'epoch', 'batch')
 SCHEDULES = ('constant', 'logistic_drop', 'inverse_time')
@@ -44,6 +46,15 @@ def _weights(members: tuple[tuple[float, ...], ...]) -> str | None:
   )
   wanted = 'numbers >= 0, finite in float32, not all 0'
   return distinct(is_good, wanted, 'member')(members)
+
+
+def _weighting(text: str) -> str | None:
+  *around, last = text.split('/')
+  is_known = last.partition(':')[0] in WEIGHTINGS
+  if is_known and (last != 'fixed' or not around):
+    return None
+  *rest, last = WEIGHTINGS
+  return f'{", ".join(rest)} or {last}'
 
 
 def _pattern(text: str) -> str | None:
@@ -148,9 +159,10 @@ class Config:
   optimizer: str = setting(
     'adam',
     'optimizer',
-    'sgd, rmsprop and adam minimise a weighted sum of both goals; smgd, '
-    'mrmsprop and madam find the weights of a common descent direction at '
-    'every step.',
+    'sgd, rmsprop and adam weigh the gradients of the objectives, and step '
+    'along their sum; smgd, mrmsprop and madam keep moments for each objective '
+    'and weigh the directions, with weights that are found from the gradients '
+    'at every step unless --weighting=fixed.',
     choices=OPTIMIZERS,
   )
   objectives: tuple[str, ...] = setting(
@@ -161,6 +173,15 @@ class Config:
     'each unit or filter, summed) and lp:P (sum of smoothed powers, 0 < P < 1, '
     'default 0.5). See docs/objectives.md.',
     check=_objectives,
+  )
+  weighting: str | None = setting(
+    None,
+    'objectives',
+    'How the objectives are weighed at every step: '
+    f'{", ".join(WEIGHTINGS)}. See docs/weightings.md (default: fixed, by '
+    '--l1 or --weights, for sgd, rmsprop and adam; min_norm, a common descent '
+    'direction, for smgd, mrmsprop and madam).',
+    check=_weighting,
   )
   weights: tuple[tuple[float, ...], ...] | None = setting(
     None,
@@ -392,18 +413,16 @@ class Config:
           )
     for name in ('weights', 'l1'):
       value = getattr(self, name)
-      if value is not None and self.is_multiobjective:
+      if value is not None and self.finds_weights:
         raise ValueError(
-          f'{name}={text(value)}: {self.optimizer} finds its own weights at '
-          f'every step; expected no {name}, or one of '
-          f'{", ".join(WEIGHTED_SUM)}.'
+          f'{name}={text(value)}: {self._finder} finds the weights at every '
+          f'step; expected no {name}, or weighting=fixed.'
         )
     if self.weights is None:
-      if m > 2 and not self.is_multiobjective:
+      if m > 2 and not self.finds_weights:
         raise ValueError(
-          f'weights=: expected the weights of error, {others} for '
-          f'{self.optimizer}, as 1,3e-4,1e-4; or one of '
-          f'{", ".join(MULTIOBJECTIVE)}, which find them.'
+          f'weights=: expected the weights of error, {others}, as '
+          '1,3e-4,1e-4; or a weighting that finds them, as weighting=upgrad.'
         )
       return
     found = text(self.weights)
@@ -432,10 +451,10 @@ class Config:
       )
 
   def _check_search(self):
-    if self.is_multiobjective:
+    if self.finds_weights:
       raise ValueError(
-        f'search={self.search}: {self.optimizer} finds its own weights at '
-        f'every step; expected one of {", ".join(WEIGHTED_SUM)}.'
+        f'search={self.search}: {self._finder} finds the weights at every '
+        'step; expected weighting=fixed.'
       )
     if self.l1 is not None:
       raise ValueError(
@@ -468,8 +487,22 @@ class Config:
     return self.search != 'none'
 
   @property
-  def is_multiobjective(self) -> bool:
-    return self.optimizer in MULTIOBJECTIVE
+  def weighting_name(self) -> str:
+    """The weighting, by default one that the optimizer is named for."""
+    usual = 'min_norm' if self.optimizer in MULTIOBJECTIVE else 'fixed'
+    return usual if self.weighting is None else self.weighting
+
+  @property
+  def finds_weights(self) -> bool:
+    """Whether weights are found at every step, and not given."""
+    return self.weighting_name != 'fixed'
+
+  @property
+  def _finder(self) -> str:
+    """The setting by which weights are found, for a sentence."""
+    if self.weighting is None:
+      return f'optimizer={self.optimizer}'
+    return f'weighting={self.weighting}'
 
   @property
   def all_weights(self) -> tuple[tuple[float, ...] | None, ...]:
@@ -477,7 +510,7 @@ class Config:
 
     Those of `l1` by equations (2) and (7) of Reiners et al., 2020.
     """
-    if self.is_multiobjective:
+    if self.finds_weights:
       return (None,)
     if self.weights is not None:
       return self.weights

@@ -8,6 +8,7 @@ import optax
 import mopt
 from mopt.training.config import Config
 from mopt.training.objectives import prunable
+from mopt.training.weighting import make_weighting
 
 PyTree = Any
 
@@ -29,26 +30,35 @@ def learning_rate(config: Config, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: Config, steps: int, weights: jax.Array
+  config: Config, steps: int, weights: jax.Array, key: jax.Array | None = None
 ) -> optax.GradientTransformationExtraArgs:
-  """The chain of one member; its weights of the objectives may be traced."""
+  """The chain of one member.
+
+  Args:
+    config: the settings.
+    steps: updates in an epoch.
+    weights: `[m]`, of a weighted sum; may be traced.
+    key: from which its state starts where weights are random; may be traced.
+      Only a new state needs it.
+  """
   rate = learning_rate(config, steps)
-  many = dict(num_objectives=len(config.objectives))
-  weighted_sum = mopt.fixed_weights(weights)
-  aggregate = mopt.aggregate(weighted_sum, **many)
+  key = jax.random.key(0) if key is None else key
+  many: dict[str, Any] = dict(
+    num_objectives=len(config.objectives),
+    weighting=make_weighting(config, weights, key),
+  )
+  aggregate = mopt.aggregate(**many)
   rms = dict(decay=config.rms_decay, eps=config.eps or 1e-7)
   adam = dict(b1=config.b1, b2=config.b2, eps=config.eps or 1e-8)
   sgd = dict(momentum=config.momentum or None, nesterov=config.nesterov)
   match config.optimizer:
-    case 'smgd':
+    case 'sgd' | 'smgd':
       optimizer = mopt.smgd(rate, **sgd, **many)
     case 'mrmsprop':
       optimizer = mopt.mrmsprop(rate, **rms, **many)
     case 'madam':
       optimizer = mopt.madam(rate, **adam, **many)
-    # The others sum the gradients first, and so optimise the weighted sum.
-    case 'sgd':
-      optimizer = mopt.smgd(rate, **sgd, **many, weighting=weighted_sum)
+    # The others sum the gradients first, which SMGD does, too.
     case 'rmsprop':
       optimizer = optax.chain(
         aggregate,

@@ -5,6 +5,7 @@ order.
 """
 
 from collections.abc import Sequence
+import re
 from typing import Any, NamedTuple
 
 from mopt.training.config import Config
@@ -62,7 +63,10 @@ def file_names(config: Config) -> list[str]:
 
   def name(member, form):
     if member.weights is None:
-      return config.optimizer
+      found = [config.optimizer]
+      if config.weighting is not None:
+        found += re.split('[:/,]', config.weighting)
+      return '_'.join(found)
     if is_short:
       return f'{second}_{form(member.weights[1])}'
     return '_'.join(['weights', *map(form, member.weights)])

@@ -46,6 +46,7 @@ from mopt.training.step import Failure
 from mopt.training.step import Metrics
 from mopt.training.step import State
 from mopt.training.step import train_steps
+from mopt.training.weighting import check_weighting
 
 PyTree = Any
 _Array = jax.Array | np.ndarray
@@ -89,6 +90,7 @@ def check_job(job: Job) -> None:
       examples that cannot be moved as asked, a network that
       `mopt.training.calls.check` refuses, one in which nothing is to be pruned,
       objectives that are unknown, give no number or do not suit a search, a
+      weighting that is unknown or does not suit the number of objectives, a
       column of the front that results.csv does not have, a file `config.init`
       that does not hold the network's variables, or `config.tensorboard`
       without what it needs.
@@ -111,6 +113,7 @@ def check_job(job: Job) -> None:
     shapes((config.batch_size, *labels.shape[1:]), labels.dtype),
   )
   check_objectives(objectives, params, batch)
+  check_weighting(config)
   # Whose slopes it takes from rows of results.csv.
   if 'dichotomic' in config.search and not objectives.of_params:
     raise ValueError(
@@ -180,7 +183,7 @@ def make_program(job: Job) -> Program:
     splits = to()(splits)
   all_seeds = jnp.array(config.seed, jnp.int32)
   objectives = make_objectives(config, job.objectives)
-  # The multiobjective optimizers find their weights: theirs are not read.
+  # Weights that are found at every step are not read.
   unread = (0.0,) * len(objectives.names)
   all_weights = np.array([w or unread for w in config.all_weights], np.float32)
   weights = place(layout.weights(all_weights))
@@ -190,10 +193,12 @@ def make_program(job: Job) -> Program:
     return dict(calls.init(job.model, key, image))
 
   def init_member(start, seed, weights):
-    key = jax.random.fold_in(jax.random.key(seed), 0)
-    variables = draw_variables(key) | start
+    key = jax.random.key(seed)
+    variables = draw_variables(jax.random.fold_in(key, 0)) | start
     params = variables.pop('params')
-    optimizer = optimizer_lib.make_optimizer(config, steps, weights)
+    # Epochs count up from 1.
+    last = jax.random.fold_in(key, np.iinfo(np.uint32).max)
+    optimizer = optimizer_lib.make_optimizer(config, steps, weights, last)
     opt_state = optimizer.init(params)
     never = Failure(*jnp.zeros((3, 1), jnp.int32)[:, 0])
     return State(params, variables, opt_state, never)

@@ -169,7 +169,9 @@ def _step(
     sums = jax.lax.psum(sums, axis)
   loss, scores = sums
   optimizer = optimizer_lib.make_optimizer(config, steps, weights)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  updates, opt_state = optimizer.update(
+    grads, state.opt_state, state.params, values=values
+  )
   params = optax.apply_updates(state.params, updates)
   # The compiler merges this Gramian with the optimizer's own.
   gramian = mopt.gramian(grads)
