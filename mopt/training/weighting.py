@@ -85,13 +85,11 @@ def _find(text: str, key: jax.Array) -> Any:
   head, slash, inner = text.partition('/')
   name, colon, number = head.partition(':')
   table = _AROUND if slash else _CHOICES
+  if not slash and name in _AROUND:
+    raise ValueError(f'expected another one after it, as {text}/upgrad.')
   if name not in table:
-    where = 'before the slash' if slash else ''
-    if name in _AROUND:
-      raise ValueError(f'expected another one after {name}, as {head}/upgrad.')
-    raise ValueError(
-      f'expected one of {", ".join(table)} {where}'.strip() + '.'
-    )
+    where = ' before a slash' if slash else ''
+    raise ValueError(f'expected one of {", ".join(table)}{where}.')
   choice = table[name]
   if choice.number is None and colon:
     raise ValueError(f'expected no number after {name}.')
@@ -99,7 +97,7 @@ def _find(text: str, key: jax.Array) -> Any:
     raise ValueError(f'expected {choice.number} after {name}, as {name}:...')
   args = (_find(inner, key),) if slash else ()
   named: dict[str, Any] = {'key': key} if choice.takes_key else {}
-  if colon:
+  if choice.number and colon:
     try:
       named[choice.number] = choice.parse(number)
     except ValueError:
