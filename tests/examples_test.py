@@ -4,21 +4,28 @@ import importlib.util
 import pathlib
 import re
 
+from flax import nnx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import mopt
 
-_PATH = pathlib.Path(__file__).parents[1] / 'examples' / 'l_curve.py'
+_FOLDER = pathlib.Path(__file__).parents[1] / 'examples'
+
+
+def load(name):
+  """An example, by its path: other packages may be called examples."""
+  spec = importlib.util.spec_from_file_location(name, _FOLDER / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 @pytest.fixture(scope='module')
 def l_curve():
-  # By its path: other packages may be called examples.
-  spec = importlib.util.spec_from_file_location('l_curve', _PATH)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return load('l_curve')
 
 
 def least_squares(blur, seen, weight):
@@ -68,5 +75,37 @@ def test_the_corner_of_the_l_curve(l_curve, tmp_path, capsys):
   assert min(errors[0], errors[-1]) > 3 * least
 
 
-def test_the_l_curve_is_short():
-  assert len(_PATH.read_text().splitlines()) <= 100
+@pytest.mark.parametrize(
+  'path', sorted(_FOLDER.glob('*.py')), ids=lambda path: path.stem
+)
+def test_examples_are_short(path):
+  assert len(path.read_text().splitlines()) <= 125
+
+
+def test_three_tasks_of_one_network_are_learnt(tmp_path, capsys):
+  path = tmp_path / 'tasks.png'
+  load('multi_task').main([f'--out={path}', '--epochs=4'])
+  assert path.read_bytes().startswith(b'\x89PNG')
+  heading, *rows = capsys.readouterr().out.splitlines()
+  assert heading.split()[2:4] == ['digit', 'odd']
+  found = {row.split()[0]: row.split()[1::2] for row in rows}
+  assert set(found) == {'mean', 'min_norm', 'upgrad'}
+  for accuracies in found.values():
+    digit, odd, more = map(float, accuracies)
+    # Guessing gives 10, 50 and 50.
+    assert digit > 70
+    assert min(odd, more) > 80
+
+
+def test_losses_and_targets_of_the_three_tasks():
+  multi_task = load('multi_task')
+  digits = jnp.array([0, 3, 7])
+  np.testing.assert_array_equal(
+    multi_task.targets_of(digits), [[0, 3, 7], [0, 1, 1], [0, 0, 1]]
+  )
+  graph, params = nnx.split(multi_task.Network(nnx.Rngs(0)), nnx.Param)
+  # All weights are 0: nothing is known.
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  images = jnp.ones((3, 28, 28, 1))
+  values, _ = multi_task.make_losses(graph)(zeros, images, digits)
+  np.testing.assert_allclose(values, np.log([10, 2, 2]), rtol=1e-6)
