@@ -384,7 +384,7 @@ def test_a_bias_of_zeros_is_no_collapse_but_a_kernel_is(zeroed):
   assert row['status'] == ('ok' if leaf == 'bias' else 'collapsed')
 
 
-_FINDS = 'madam finds its own weights at every step'
+_FINDS = 'optimizer=madam finds the weights at every step'
 _REFUSED = {
   'l1 with three': (
     dict(objectives=_THREE, l1=(1e-3,)),
@@ -404,8 +404,8 @@ _REFUSED = {
   ),
   'no weights': (
     dict(objectives=_THREE),
-    'weights=: expected the weights of error, l1 and group for adam, as '
-    '1,3e-4,1e-4; or one of smgd, mrmsprop, madam, which find them.',
+    'weights=: expected the weights of error, l1 and group, as 1,3e-4,1e-4; '
+    'or a weighting that finds them, as weighting=upgrad.',
   ),
   'too few': (
     dict(objectives=_THREE, weights=(_WEIGHTS, (1.0, 1e-3))),
@@ -421,8 +421,7 @@ _REFUSED = {
   ),
   'with madam': (
     dict(weights=((1.0, 1e-3),), optimizer='madam'),
-    f'weights=1,0.001: {_FINDS}; expected no weights, or one of sgd, rmsprop, '
-    'adam.',
+    f'weights=1,0.001: {_FINDS}; expected no weights, or weighting=fixed.',
   ),
   'with convex': (
     dict(weights=((1.0, 1e-3),), scalarization='convex'),
@@ -1183,8 +1182,8 @@ def test_the_knee_of_another_penalty_is_searched(tmp_path, monkeypatch):
     ),
     (
       ['--objectives=error,l1,group'],
-      'weights=: expected the weights of error, l1 and group for adam, as '
-      '1,3e-4,1e-4; or one of smgd, mrmsprop, madam, which find them.',
+      'weights=: expected the weights of error, l1 and group, as 1,3e-4,1e-4; '
+      'or a weighting that finds them, as weighting=upgrad.',
     ),
     (
       ['--objectives=error,smooth'],

@@ -272,7 +272,7 @@ def test_multiobjective_members_find_their_weights(call, tmp_path):
     (['--search=bisection', '--l1=1e-4'], ['l1=0.0001', 'no l1']),
     (
       ['--search=bisection', '--optimizer=madam'],
-      ['search=bisection', 'madam', 'rmsprop'],
+      ['search=bisection', 'madam', 'weighting=fixed'],
     ),
     (['--search=grid', '--levels=2'], ['levels=2', 'no levels']),
     (['--levels=0'], ['levels=0', '>= 1']),
