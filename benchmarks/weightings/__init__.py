@@ -1,0 +1,1 @@
+"""Weightings: how exact each is, and what it costs."""
