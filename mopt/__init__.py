@@ -8,6 +8,7 @@ __version__ = '0.1.0'
 _NAMES = {
   'aggregation': ('aggregate', 'AggregateState'),
   'alias': ('madam', 'mrmsprop', 'smgd'),
+  'elementwise': ('graddrop', 'GradDropState', 'trimmed_mean'),
   'masks': ('conv_kernels', 'dense_kernels', 'mask_by_path'),
   'min_norm': ('gramian', 'kkt_residual', 'min_norm_weights'),
   'objectives': (
@@ -23,8 +24,12 @@ _NAMES = {
   'scalarizations': ('chebyshev', 'epsilon_constraint'),
   'schedules': ('by_epoch', 'inverse_time_decay', 'logistic_drop'),
   'stacked': ('stack', 'value_and_stacked_grad', 'value_and_stacked_jac'),
+  'weightings.adapters': ('normalized', 'preferred'),
   'weightings.cones': ('dual_proj', 'upgrad'),
-  'weightings.fixed': ('fixed_weights', 'mean'),
+  'weightings.fixed': ('fixed_weights', 'mean', 'random'),
+  'weightings.robust': ('krum',),
+  'weightings.spectral': ('aligned_mtl', 'config', 'imtl_g'),
+  'weightings.surgery': ('gradvac', 'pcgrad'),
   'weightings.weighting': ('as_weighting', 'Weighting'),
 }
 

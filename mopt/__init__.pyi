@@ -3,6 +3,7 @@
 from mopt import aggregation as aggregation
 from mopt import alias as alias
 from mopt import checks as checks
+from mopt import elementwise as elementwise
 from mopt import lazy as lazy
 from mopt import masks as masks
 from mopt import min_norm as min_norm
@@ -22,6 +23,9 @@ from mopt.aggregation import AggregateState as AggregateState
 from mopt.alias import madam as madam
 from mopt.alias import mrmsprop as mrmsprop
 from mopt.alias import smgd as smgd
+from mopt.elementwise import graddrop as graddrop
+from mopt.elementwise import GradDropState as GradDropState
+from mopt.elementwise import trimmed_mean as trimmed_mean
 from mopt.masks import conv_kernels as conv_kernels
 from mopt.masks import dense_kernels as dense_kernels
 from mopt.masks import mask_by_path as mask_by_path
@@ -49,10 +53,19 @@ from mopt.schedules import logistic_drop as logistic_drop
 from mopt.stacked import stack as stack
 from mopt.stacked import value_and_stacked_grad as value_and_stacked_grad
 from mopt.stacked import value_and_stacked_jac as value_and_stacked_jac
+from mopt.weightings.adapters import normalized as normalized
+from mopt.weightings.adapters import preferred as preferred
 from mopt.weightings.cones import dual_proj as dual_proj
 from mopt.weightings.cones import upgrad as upgrad
 from mopt.weightings.fixed import fixed_weights as fixed_weights
 from mopt.weightings.fixed import mean as mean
+from mopt.weightings.fixed import random as random
+from mopt.weightings.robust import krum as krum
+from mopt.weightings.spectral import aligned_mtl as aligned_mtl
+from mopt.weightings.spectral import config as config
+from mopt.weightings.spectral import imtl_g as imtl_g
+from mopt.weightings.surgery import gradvac as gradvac
+from mopt.weightings.surgery import pcgrad as pcgrad
 from mopt.weightings.weighting import as_weighting as as_weighting
 from mopt.weightings.weighting import Weighting as Weighting
 

@@ -29,6 +29,16 @@ def weighted_sum(learning_rate, *, num_objectives=2):
   return weighted_by(weighting, learning_rate, num_objectives=num_objectives)
 
 
+def preferred(learning_rate, *, num_objectives=2):
+  preferences = np.arange(1, num_objectives + 1)
+  weighting = mopt.preferred(mopt.min_norm_weights, preferences)
+  return weighted_by(weighting, learning_rate, num_objectives=num_objectives)
+
+
+def with_key(factory):
+  return functools.partial(weighted_by, factory(jax.random.key(0)))
+
+
 # Called as make(learning_rate, num_objectives=m).
 OPTIMIZERS = {
   'smgd': mopt.smgd,
@@ -41,7 +51,19 @@ OPTIMIZERS = {
   'mean': functools.partial(weighted_by, mopt.mean),
   'dual_proj': functools.partial(weighted_by, mopt.dual_proj),
   'upgrad': functools.partial(weighted_by, mopt.upgrad),
+  'imtl_g': functools.partial(weighted_by, mopt.imtl_g),
+  'config': functools.partial(weighted_by, mopt.config),
+  'aligned_mtl': functools.partial(weighted_by, mopt.aligned_mtl),
+  'pcgrad': with_key(mopt.pcgrad),
+  'gradvac': with_key(mopt.gradvac),
+  'random': with_key(mopt.random),
+  'preferred': preferred,
+  'normalized': functools.partial(
+    weighted_by, mopt.normalized(mopt.min_norm_weights, 'l2')
+  ),
 }
+# Of more than two objectives.
+NEGATIVE_WEIGHTS = {'imtl_g', 'config', 'aligned_mtl'}
 each_optimizer = pytest.mark.parametrize('name', OPTIMIZERS)
 
 
@@ -117,7 +139,7 @@ def test_twenty_steps_of_three_objectives_keep_shapes_and_dtypes(name):
   assert_finite_and_moved(new, params)
   weights = np.asarray(optax.tree.get(new_state, 'weights'))
   assert weights.shape == (m,)
-  assert (weights >= 0).all()
+  assert (weights >= 0).all() or name in NEGATIVE_WEIGHTS
 
 
 @each_optimizer

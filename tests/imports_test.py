@@ -24,8 +24,12 @@ NUMERICS = (
   'scalarizations',
   'search',
   'stacked',
+  'weightings.adapters',
   'weightings.cones',
   'weightings.fixed',
+  'weightings.robust',
+  'weightings.spectral',
+  'weightings.surgery',
   'weightings.weighting',
 )
 
@@ -33,11 +37,11 @@ NUMERICS = (
 # Rooms from the top of the house to the bottom: each imports from lines below
 # its own, and nothing else of ours. Those of one line do not know each other.
 CORE_ROOMS = """
-alias
+alias elementwise
 aggregation stacked
 objectives pruning scalarizations schedules search
-min_norm pareto weightings.cones
-weightings.fixed
+min_norm pareto weightings.cones weightings.spectral
+weightings.adapters weightings.fixed weightings.robust weightings.surgery
 weightings weightings.weighting
 masks quadratic_program
 checks lazy pairs

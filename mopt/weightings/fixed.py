@@ -9,6 +9,8 @@ from mopt.checks import INJECTED
 from mopt.checks import is_finite
 from mopt.checks import known_numbers
 from mopt.weightings.weighting import Function
+from mopt.weightings.weighting import Key
+from mopt.weightings.weighting import Weighting
 
 
 def fixed_weights(weights: jax.typing.ArrayLike) -> Function:
@@ -76,6 +78,53 @@ def mean(gramian: jax.Array) -> jax.Array:
   """
   gramian = check_gramian(gramian)
   return jnp.full_like(gramian[0], 1 / len(gramian))
+
+
+def random(key: jax.Array) -> Weighting:
+  """Weights drawn anew at each step: the softmax of m normal numbers.
+
+  When to take it: as a baseline that a weighting has to beat, beside `mean`.
+  It descends for all objectives no more often than chance has it, and for their
+  mean on average. It depends neither on scales nor on the order. It costs m
+  random numbers.
+
+  The Gramian is not looked at, be it finite or not: gradients that are not make
+  the update NaN themselves. Derivatives are 0.
+
+  Args:
+    key: random key, such as `jax.random.key(0)`. A copy that changes at each
+      step is kept in the state.
+
+  Returns:
+    A `mopt.Weighting`, of positive weights `[m]` f32, f64 if the Gramian is,
+    with sum 1. Its state is the data of a key. Its update raises a ValueError
+    for a Gramian that is not square or has m < 2.
+
+  Raises:
+    ValueError: for what is not a key.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import mopt
+    >>> weighting = mopt.random(jax.random.key(0))
+    >>> weights, state = weighting.update(jnp.eye(3), weighting.init(3))
+    >>> print(f'{weights.sum():.6f}')
+    1.000000
+
+  References:
+    Lin et al., `Reasonable Effectiveness of Random Weighting: A Litmus Test for
+    Multi-Task Learning <https://arxiv.org/abs/2111.10603>`_, 2022: RGW.
+  """
+  start = Key.of(key)
+
+  def update(gramian, state, **extra):
+    gramian = check_gramian(gramian)
+    state, now = start.split(state)
+    numbers = jax.random.normal(now, gramian.shape[:1], gramian.dtype)
+    return jax.nn.softmax(numbers), state
+
+  return Weighting(init=lambda m: start.data, update=update)
 
 
 def check_weights(weights: jax.typing.ArrayLike) -> None:
