@@ -25,10 +25,13 @@ NUMERICS = (
   'search',
   'stacked',
   'weightings.adapters',
+  'weightings.by_loss',
   'weightings.cones',
   'weightings.fixed',
+  'weightings.over_time',
   'weightings.robust',
   'weightings.spectral',
+  'weightings.states',
   'weightings.surgery',
   'weightings.weighting',
 )
@@ -41,7 +44,9 @@ alias elementwise
 aggregation stacked
 objectives pruning scalarizations schedules search
 min_norm pareto weightings.cones weightings.spectral
+weightings.by_loss weightings.learnt weightings.over_time weightings.stochastic
 weightings.adapters weightings.fixed weightings.robust weightings.surgery
+weightings.states
 weightings weightings.weighting
 masks quadratic_program
 checks lazy pairs

@@ -26,6 +26,7 @@ What a row of `per_example` has is said in `benchmarks/weightings/examples.py`.
 
 import argparse
 from collections.abc import Callable, Sequence
+import contextlib
 import importlib
 import time
 from typing import Any, NamedTuple
@@ -65,35 +66,56 @@ def make_methods() -> list[Method]:
   key = jax.random.key(0)
   return [
     Method(
-      'min_norm', lift(mopt.min_norm_weights), judges.min_norm,
-      'MGDAWeighting', kinds=KINDS,
-    ),
-    Method(
-      'dual_proj', lift(mopt.dual_proj), judges.dual_proj,
-      'DualProjWeighting', kinds=KINDS,
-    ),
-    Method(
-      'upgrad', lift(mopt.upgrad), judges.upgrad, 'UPGradWeighting',
+      'min_norm',
+      lift(mopt.min_norm_weights),
+      judges.min_norm,
+      'MGDAWeighting',
       kinds=KINDS,
     ),
     Method(
-      'cagrad', lift(mopt.cagrad(0.5)), judges.cagrad, 'CAGradWeighting',
+      'dual_proj',
+      lift(mopt.dual_proj),
+      judges.dual_proj,
+      'DualProjWeighting',
+      kinds=KINDS,
+    ),
+    Method(
+      'upgrad',
+      lift(mopt.upgrad),
+      judges.upgrad,
+      'UPGradWeighting',
+      kinds=KINDS,
+    ),
+    Method(
+      'cagrad',
+      lift(mopt.cagrad(0.5)),
+      judges.cagrad,
+      'CAGradWeighting',
       dict(c=0.5),
     ),
     Method('nash_mtl', lift(mopt.nash_mtl), judges.nash_mtl, None),
     Method(
-      'fairgrad', lift(mopt.fairgrad(2.0)), judges.fairgrad,
-      'FairGradWeighting', dict(alpha=2.0),
+      'fairgrad',
+      lift(mopt.fairgrad(2.0)),
+      judges.fairgrad,
+      'FairGradWeighting',
+      dict(alpha=2.0),
     ),
     Method('imtl_g', lift(mopt.imtl_g), judges.imtl_g, 'IMTLGWeighting'),
     Method('config', lift(mopt.config), judges.config, None),
     Method(
-      'aligned_mtl', lift(mopt.aligned_mtl), judges.aligned_mtl,
+      'aligned_mtl',
+      lift(mopt.aligned_mtl),
+      judges.aligned_mtl,
       'AlignedMTLWeighting',
     ),
     Method(
-      'krum', lift(mopt.krum()), judges.krum, 'KrumWeighting',
-      dict(n_byzantine=1), least=8,
+      'krum',
+      lift(mopt.krum()),
+      judges.krum,
+      'KrumWeighting',
+      dict(n_byzantine=1),
+      least=8,
     ),
     Method('pcgrad', mopt.pcgrad(key), None, 'PCGradWeighting'),
     Method('gradvac', mopt.gradvac(key), None, 'GradVacWeighting'),
@@ -166,10 +188,8 @@ def measure(
     'vmap': Timed(lambda i: many(batch).block_until_ready()),
   }
   if method.theirs:
-    try:
+    with contextlib.suppress(ImportError):  # The row says so.
       calls['theirs'] = Timed(their_call(method, gramians))
-    except ImportError:
-      pass  # The row says so.
   start = time.perf_counter()
   one(apart[0]).block_until_ready()
   compile_s = time.perf_counter() - start
@@ -191,8 +211,8 @@ def measure(
     return float(np.max([np.inf if np.isnan(e) else e for e in errors]))
 
   low, median, high = calls['ours'].quartiles()
-  row = dict(method=method.name, kind=kind, objectives=m, error=worst(calls['ours']))
-  row |= dict(us=median, iqr_us=high - low)
+  row = dict(method=method.name, kind=kind, objectives=m)
+  row |= dict(error=worst(calls['ours']), us=median, iqr_us=high - low)
   row['vmap_us'] = calls['vmap'].quartiles()[1]
   row |= dict(torchjd_error=None, torchjd_us=None, ratio=None, ratio_26=None)
   if 'theirs' in calls:
