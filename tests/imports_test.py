@@ -15,11 +15,13 @@ import mopt
 ROOT = pathlib.Path(__file__).parents[1]
 CORE = {'jax', 'optax', 'numpy', 'chex'}
 NUMERICS = (
+  'local_gradients',
   'masks',
   'min_norm',
   'objectives',
   'pairs',
   'pareto',
+  'per_example',
   'quadratic_program',
   'scalarizations',
   'search',
@@ -31,8 +33,8 @@ NUMERICS = (
 # its own, and nothing else of ours. Those of one line do not know each other.
 CORE_ROOMS = """
 alias
-aggregation
-objectives pruning scalarizations schedules search
+aggregation per_example
+local_gradients objectives pruning scalarizations schedules search
 min_norm pareto weightings
 masks quadratic_program
 checks lazy pairs
