@@ -20,6 +20,7 @@ _NAMES = {
     'NonzeroCount',
   ),
   'pareto': ('hypervolume', 'knee', 'knee_bootstrap', 'nondominated'),
+  'per_example': ('per_example_gramian',),
   'pruning': ('prune', 'prune_by_magnitude', 'PruneState'),
   'scalarizations': ('chebyshev', 'epsilon_constraint'),
   'schedules': ('by_epoch', 'inverse_time_decay', 'logistic_drop'),

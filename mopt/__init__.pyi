@@ -5,11 +5,13 @@ from mopt import alias as alias
 from mopt import checks as checks
 from mopt import elementwise as elementwise
 from mopt import lazy as lazy
+from mopt import local_gradients as local_gradients
 from mopt import masks as masks
 from mopt import min_norm as min_norm
 from mopt import objectives as objectives
 from mopt import pairs as pairs
 from mopt import pareto as pareto
+from mopt import per_example as per_example
 from mopt import pruning as pruning
 from mopt import quadratic_program as quadratic_program
 from mopt import scalarizations as scalarizations
@@ -42,6 +44,7 @@ from mopt.pareto import hypervolume as hypervolume
 from mopt.pareto import knee as knee
 from mopt.pareto import knee_bootstrap as knee_bootstrap
 from mopt.pareto import nondominated as nondominated
+from mopt.per_example import per_example_gramian as per_example_gramian
 from mopt.pruning import prune as prune
 from mopt.pruning import prune_by_magnitude as prune_by_magnitude
 from mopt.pruning import PruneState as PruneState

@@ -15,11 +15,13 @@ import mopt
 ROOT = pathlib.Path(__file__).parents[1]
 CORE = {'jax', 'optax', 'numpy', 'chex'}
 NUMERICS = (
+  'local_gradients',
   'masks',
   'min_norm',
   'objectives',
   'pairs',
   'pareto',
+  'per_example',
   'quadratic_program',
   'scalarizations',
   'search',
@@ -41,8 +43,8 @@ NUMERICS = (
 # its own, and nothing else of ours. Those of one line do not know each other.
 CORE_ROOMS = """
 alias elementwise
-aggregation stacked
-objectives pruning scalarizations schedules search
+aggregation per_example stacked
+local_gradients objectives pruning scalarizations schedules search
 min_norm pareto weightings.cones weightings.spectral
 weightings.by_loss weightings.learnt weightings.over_time weightings.stochastic
 weightings.adapters weightings.fixed weightings.robust weightings.surgery
