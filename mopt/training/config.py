@@ -18,7 +18,12 @@ WEIGHTED_SUM = ('sgd', 'rmsprop', 'adam')
 MULTIOBJECTIVE = ('smgd', 'mrmsprop', 'madam')
 OPTIMIZERS = WEIGHTED_SUM + MULTIOBJECTIVE
 # Some take a number after a colon.
-WEIGHTINGS = ('fixed', 'min_norm', 'mean', 'dual_proj', 'upgrad')
+WEIGHTINGS = (
+  *('fixed', 'min_norm', 'mean', 'dual_proj', 'upgrad', 'cagrad', 'imtl_g'),
+  *('aligned_mtl', 'config', 'krum', 'fairgrad', 'nash_mtl', 'pcgrad'),
+  *('gradvac', 'random', 'modo', 'sdmgrad', 'dwa', 'famo', 'stch', 'gls'),
+  *('uncertainty', 'imtl_l', 'gradnorm', 'random_loss'),
+)
 SCALARIZATIONS = ('penalty', 'convex')
 PRUNE = ('none', 'after', 'epoch', 'batch')
 SCHEDULES = ('constant', 'logistic_drop', 'inverse_time')

@@ -33,10 +33,41 @@ _CHOICES = {
   'mean': _plain(mopt.mean),
   'dual_proj': _plain(mopt.dual_proj),
   'upgrad': _plain(mopt.upgrad),
+  'imtl_g': _plain(mopt.imtl_g),
+  'aligned_mtl': _plain(mopt.aligned_mtl),
+  'config': _plain(mopt.config),
+  'krum': _Choice(mopt.krum, number='n_byzantine', parse=int),
+  'pcgrad': _Choice(mopt.pcgrad, takes_key=True),
+  'gradvac': _Choice(mopt.gradvac, takes_key=True, number='beta'),
+  'random': _Choice(mopt.random, takes_key=True),
+  'modo': _Choice(mopt.modo, number='step_size', is_needed=True),
+  'sdmgrad': _Choice(mopt.sdmgrad, number='regularization'),
+  'dwa': _Choice(mopt.dwa, number='temperature'),
+  'famo': _Choice(mopt.famo),
+  'stch': _Choice(mopt.stch, number='mu'),
+  'gls': _Choice(mopt.gls),
+  'uncertainty': _Choice(mopt.uncertainty),
+  'imtl_l': _Choice(mopt.imtl_l),
+  'gradnorm': _Choice(mopt.gradnorm, number='alpha'),
+  'random_loss': _Choice(mopt.random_loss, takes_key=True),
 }
 
+
+def _numbers(text: str) -> tuple[float, ...]:
+  return tuple(map(float, text.split(',')))
+
+
 # Those that change another one, which follows a slash.
-_AROUND: dict[str, _Choice] = {}
+_AROUND = {
+  'every': _Choice(mopt.every, number='n', parse=int, is_needed=True),
+  'smoothed': _Choice(mopt.smoothed, number='decay'),
+  'normalized': _Choice(
+    mopt.normalized, number='by', parse=str, is_needed=True
+  ),
+  'preferred': _Choice(
+    mopt.preferred, number='preferences', parse=_numbers, is_needed=True
+  ),
+}
 
 
 def make_weighting(config: Config, weights: jax.Array, key: jax.Array) -> Any:
