@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import mopt
+from tests.networks import Tiny
 
 _FOLDER = pathlib.Path(__file__).parents[1] / 'examples'
 
@@ -95,6 +96,45 @@ def test_three_tasks_of_one_network_are_learnt(tmp_path, capsys):
     # Guessing gives 10, 50 and 50.
     assert digit > 70
     assert min(odd, more) > 80
+
+
+def test_every_digit_is_an_objective(tmp_path, capsys):
+  path = tmp_path / 'losses.png'
+  load('per_example').main([f'--out={path}', '--epochs=2'])
+  assert path.read_bytes().startswith(b'\x89PNG')
+  _, *rows = capsys.readouterr().out.splitlines()
+  found = {row.split()[0]: float(row.split()[1]) for row in rows}
+  assert set(found) == {'mean', 'upgrad'}
+  # From log(10), and faster than the mean.
+  assert found['upgrad'] < found['mean'] < np.log(10)
+
+
+def test_the_mean_of_all_digits_is_the_usual_gradient():
+  per_example = load('per_example')
+  network = Tiny()
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(64, 28, 28, 1)).astype(np.float32)
+  digits = rng.integers(0, 10, 64).astype(np.int32)
+  found, seconds = per_example.train(
+    mopt.mean, network, images, digits, epochs=2, learning_rate=0.1
+  )
+  assert seconds > 0
+
+  def losses(params, images, digits):
+    logits = network.apply({'params': params}, images)
+    picked = jax.nn.log_softmax(logits)[np.arange(len(digits)), digits]
+    return -picked
+
+  params = network.init(jax.random.key(0), images[:1])['params']
+  order = np.random.default_rng(0)
+  for epoch in range(2):
+    for chosen in order.permutation(64).reshape(-1, 32):
+      grad = jax.grad(lambda p, *batch: losses(p, *batch).mean())(
+        params, images[chosen], digits[chosen]
+      )
+      params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grad)
+    expected = losses(params, images, digits)
+    np.testing.assert_allclose(found[epoch], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_losses_and_targets_of_the_three_tasks():
