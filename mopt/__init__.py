@@ -24,7 +24,9 @@ _NAMES = {
   'pruning': ('prune', 'prune_by_magnitude', 'PruneState'),
   'scalarizations': ('chebyshev', 'epsilon_constraint'),
   'schedules': ('by_epoch', 'inverse_time_decay', 'logistic_drop'),
+  'weightings.bargaining': ('fairgrad', 'nash_mtl'),
   'weightings.cones': ('dual_proj', 'upgrad'),
+  'weightings.conflict_averse': ('cagrad',),
   'weightings.fixed': ('fixed_weights', 'mean'),
   'weightings.weighting': ('as_weighting', 'Weighting'),
 }

@@ -47,8 +47,11 @@ from mopt.scalarizations import epsilon_constraint as epsilon_constraint
 from mopt.schedules import by_epoch as by_epoch
 from mopt.schedules import inverse_time_decay as inverse_time_decay
 from mopt.schedules import logistic_drop as logistic_drop
+from mopt.weightings.bargaining import fairgrad as fairgrad
+from mopt.weightings.bargaining import nash_mtl as nash_mtl
 from mopt.weightings.cones import dual_proj as dual_proj
 from mopt.weightings.cones import upgrad as upgrad
+from mopt.weightings.conflict_averse import cagrad as cagrad
 from mopt.weightings.fixed import fixed_weights as fixed_weights
 from mopt.weightings.fixed import mean as mean
 from mopt.weightings.weighting import as_weighting as as_weighting

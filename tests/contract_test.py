@@ -41,6 +41,9 @@ OPTIMIZERS = {
   'mean': functools.partial(weighted_by, mopt.mean),
   'dual_proj': functools.partial(weighted_by, mopt.dual_proj),
   'upgrad': functools.partial(weighted_by, mopt.upgrad),
+  'cagrad': functools.partial(weighted_by, mopt.cagrad(0.5)),
+  'nash_mtl': functools.partial(weighted_by, mopt.nash_mtl),
+  'fairgrad': functools.partial(weighted_by, mopt.fairgrad(2.0)),
 }
 each_optimizer = pytest.mark.parametrize('name', OPTIMIZERS)
 

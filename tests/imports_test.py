@@ -23,7 +23,9 @@ NUMERICS = (
   'quadratic_program',
   'scalarizations',
   'search',
+  'weightings.bargaining',
   'weightings.cones',
+  'weightings.conflict_averse',
   'weightings.fixed',
   'weightings.weighting',
 )
@@ -36,6 +38,7 @@ alias
 aggregation
 objectives pruning scalarizations schedules search
 min_norm pareto weightings.cones
+weightings.bargaining weightings.conflict_averse
 weightings.fixed
 weightings weightings.weighting
 masks quadratic_program
