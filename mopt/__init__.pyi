@@ -58,12 +58,15 @@ from mopt.stacked import value_and_stacked_grad as value_and_stacked_grad
 from mopt.stacked import value_and_stacked_jac as value_and_stacked_jac
 from mopt.weightings.adapters import normalized as normalized
 from mopt.weightings.adapters import preferred as preferred
+from mopt.weightings.bargaining import fairgrad as fairgrad
+from mopt.weightings.bargaining import nash_mtl as nash_mtl
 from mopt.weightings.by_loss import dwa as dwa
 from mopt.weightings.by_loss import gls as gls
 from mopt.weightings.by_loss import random_loss as random_loss
 from mopt.weightings.by_loss import stch as stch
 from mopt.weightings.cones import dual_proj as dual_proj
 from mopt.weightings.cones import upgrad as upgrad
+from mopt.weightings.conflict_averse import cagrad as cagrad
 from mopt.weightings.fixed import fixed_weights as fixed_weights
 from mopt.weightings.fixed import mean as mean
 from mopt.weightings.fixed import random as random

@@ -85,3 +85,26 @@ def is_finite(known: np.ndarray) -> np.ndarray:
   """Whether what is known is finite in JAX, where floats have 32 bits too."""
   with np.errstate(over='ignore'):
     return np.isfinite(known.astype(jnp.result_type(float)))
+
+
+def check_factor(
+  name: str,
+  factor: jax.typing.ArrayLike,
+  dtype: jax.typing.DTypeLike = jnp.float32,
+  is_positive: bool = False,
+) -> jax.Array:
+  """A scalar that is finite and not negative, as far as that is known.
+
+  Raises:
+    ValueError: for anything else, or 0 where it must be positive.
+  """
+  known = known_numbers(name, factor)
+  if known is not None:
+    is_right = is_finite(known) & (known > 0 if is_positive else known >= 0)
+    if not is_right.all():
+      sign = 'positive' if is_positive else 'non-negative'
+      raise ValueError(f'{name} must be finite and {sign}, got {known}.')
+  factor = jnp.asarray(factor, dtype)
+  if factor.shape:
+    raise ValueError(f'{name} must be a scalar, got shape {factor.shape}.')
+  return factor

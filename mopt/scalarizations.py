@@ -53,6 +53,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mopt.checks import check_factor
 from mopt.checks import is_finite
 from mopt.checks import known_numbers
 from mopt.weightings.fixed import check_weights
@@ -122,7 +123,7 @@ def chebyshev(
     distances = values - _check_shape(
       'ideal', ideal, values.shape, values.dtype
     )
-  rho = _check_factor('rho', rho, values.dtype)
+  rho = check_factor('rho', rho, values.dtype)
   terms = weights * distances
   return jnp.max(terms) + rho * jnp.sum(terms)
 
@@ -191,7 +192,7 @@ def epsilon_constraint(
   if known is not None and not (is_finite(known) | (known == np.inf)).all():
     raise ValueError(f'bounds must be numbers or inf, got {known.tolist()}.')
   bounds = _check_shape('bounds', bounds, (len(values) - 1,), values.dtype)
-  penalty = _check_factor('penalty', penalty, values.dtype)
+  penalty = check_factor('penalty', penalty, values.dtype)
   # Unlike jnp.maximum, whose gradient at 0 is 1/2.
   excess = jax.nn.relu(values[1:] - bounds)
   return values[0] + penalty * jnp.sum(excess)
@@ -216,16 +217,3 @@ def _check_shape(
       f'{name} must have shape {shape} for these values, got {array.shape}.'
     )
   return array
-
-
-def _check_factor(
-  name: str, factor: jax.typing.ArrayLike, dtype: Any
-) -> jax.Array:
-  """As a scalar, non-negative and finite where it is known."""
-  known = known_numbers(name, factor)
-  if known is not None and not (is_finite(known) & (known >= 0)).all():
-    raise ValueError(f'{name} must be finite and non-negative, got {known}.')
-  factor = jnp.asarray(factor, dtype)
-  if factor.shape:
-    raise ValueError(f'{name} must be a scalar, got shape {factor.shape}.')
-  return factor

@@ -61,6 +61,9 @@ OPTIMIZERS = {
   'normalized': functools.partial(
     weighted_by, mopt.normalized(mopt.min_norm_weights, 'l2')
   ),
+  'cagrad': functools.partial(weighted_by, mopt.cagrad(0.5)),
+  'nash_mtl': functools.partial(weighted_by, mopt.nash_mtl),
+  'fairgrad': functools.partial(weighted_by, mopt.fairgrad(2.0)),
 }
 # Of more than two objectives.
 NEGATIVE_WEIGHTS = {'imtl_g', 'config', 'aligned_mtl'}

@@ -27,8 +27,10 @@ NUMERICS = (
   'search',
   'stacked',
   'weightings.adapters',
+  'weightings.bargaining',
   'weightings.by_loss',
   'weightings.cones',
+  'weightings.conflict_averse',
   'weightings.fixed',
   'weightings.over_time',
   'weightings.robust',
@@ -47,6 +49,7 @@ aggregation per_example stacked
 local_gradients objectives pruning scalarizations schedules search
 min_norm pareto weightings.cones weightings.spectral
 weightings.by_loss weightings.learnt weightings.over_time weightings.stochastic
+weightings.bargaining weightings.conflict_averse
 weightings.adapters weightings.fixed weightings.robust weightings.surgery
 weightings.states
 weightings weightings.weighting
