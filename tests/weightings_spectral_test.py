@@ -132,6 +132,8 @@ def test_gradients_may_depend_on_each_other(name, rank):
   for seed in range(3):
     rng = np.random.default_rng([seed, rank])
     factors = rng.integers(-3, 4, (4, rank)), rng.integers(-3, 4, (rank, 9))
+    if rank == 1:  # Of as many signs each all would cancel.
+      factors = np.array([[3], [-1], [1], [2]]), factors[1]
     gradients = (factors[0] @ factors[1]).astype(float)
     weights = np.asarray(ALL[name](gramian_of(gradients)), np.float64)
     assert np.isfinite(weights).all()
@@ -247,8 +249,7 @@ def test_float64_stays_float64_and_float32_float32_with_x64(name, m):
 
 
 @each
-@pytest.mark.parametrize('mode', [jax.jacfwd, jax.jacrev])
-def test_derivatives_are_those_of_differences(name, mode):
+def test_derivatives_are_those_of_differences(name):
   m = 4
   gradients = make_gradients(m)
   gramian = gramian_of(gradients)
@@ -259,7 +260,9 @@ def test_derivatives_are_those_of_differences(name, mode):
   ]
   expected = (ends[0] - ends[1]) / (2 * step)
   moved = change @ gradients.T + gradients @ change.T
-  found = jnp.tensordot(mode(ALL[name])(gramian), jnp.float32(moved), axes=2)
+  found = jnp.tensordot(
+    jax.jacrev(ALL[name])(gramian), jnp.float32(moved), axes=2
+  )
   assert_same(found, expected, 2e-5)
 
 

@@ -84,7 +84,9 @@ def preferred(
       f'preferences must be [m] with m >= 2, got shape {array.shape}.'
     )
   array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
-  shares = array / jnp.max(array)  # whose mean is in range, 1 of equal ones
+  # Divided by a power of two their sum is in range.
+  _, exponent = jnp.frexp(jnp.max(array))
+  shares = jnp.ldexp(array, -exponent)
   factors = shares / jnp.mean(shares)
 
   def update(gramian, state, *, values=None, **extra):
