@@ -1,6 +1,6 @@
 """Weightings of gradients that are scaled before they are weighed."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,9 @@ def preferred(
       f'preferences must be [m] with m >= 2, got shape {array.shape}.'
     )
   array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
-  shares = array / jnp.max(array)  # whose mean is in range, 1 of equal ones
+  # Divided by a power of two their sum is in range.
+  _, exponent = jnp.frexp(jnp.max(array))
+  shares = jnp.ldexp(array, -exponent)
   factors = shares / jnp.mean(shares)
 
   def update(gramian, state, *, values=None, **extra):
@@ -163,22 +165,23 @@ def normalized(
     raise ValueError(f"by must be 'none', 'l2' or 'loss', got {by!r}.")
 
   def update(gramian, state, *, values=None, **extra):
-    if by != 'none':
-      gramian = check_gramian(gramian)
-      if by == 'l2':
-        sizes = jnp.diagonal(gramian)
-        lengths = jnp.sqrt(jnp.where(sizes > 0, sizes, 1))
-      else:
-        sizes = check_values(
-          "normalized(weighting, 'loss')", values, len(gramian)
-        )
-        lengths = jnp.where(sizes == 0, 1, sizes)
-        lengths = jnp.where(jnp.all(sizes >= 0), lengths, jnp.nan)
-      lengths = lengths.astype(gramian.dtype)
-      gramian = gramian / lengths[:, None] / lengths[None, :]
-    weights, state = inner.update(gramian, state, values=values, **extra)
-    if by != 'none':
-      weights = weights / lengths.astype(weights.dtype)
-    return weights, state
+    gramian = check_gramian(gramian)
+    lengths = _lengths(by, gramian, values)
+    scaled = gramian / lengths[:, None] / lengths[None, :]
+    weights, state = inner.update(scaled, state, values=values, **extra)
+    return weights / lengths.astype(weights.dtype), state
 
   return Weighting(inner.init, update)
+
+
+def _lengths(by: str, gramian: jax.Array, values: Any) -> jax.Array:
+  """What gradients are divided by, `[m]`, in the dtype of the Gramian."""
+  if by == 'none':
+    return jnp.ones_like(gramian[0])
+  if by == 'l2':
+    squares = jnp.diagonal(gramian)
+    return jnp.sqrt(jnp.where(squares > 0, squares, 1))
+  losses = check_values("normalized(..., 'loss')", values, len(gramian))
+  lengths = jnp.where(losses == 0, 1, losses).astype(gramian.dtype)
+  is_right = jnp.all(jnp.isfinite(losses) & (losses >= 0))
+  return jnp.where(is_right, lengths, jnp.nan)

@@ -73,15 +73,15 @@ def krum(n_byzantine: int = 1, n_selected: int = 1) -> Function:
 def _krum(gramian: jax.Array, n_byzantine: int, n_selected: int) -> jax.Array:
   gramian, is_finite = quadratic_program.harmless(gramian)
   m = len(gramian)
-  # Halves, so that no sum of squares overflows before they do.
-  squares = 0.5 * jnp.diagonal(gramian)
-  # Half the squares of the distances, which order them as well.
-  distances = (squares[:, None] - gramian) + squares[None, :]
+  # A power of two, so that nothing overflows and nothing is rounded.
+  _, exponent = jnp.frexp(jnp.max(jnp.diagonal(gramian)))
+  gramian = jnp.ldexp(gramian, -exponent)
+  squares = jnp.diagonal(gramian)
+  distances = squares[:, None] - 2 * gramian + squares[None, :]
   itself = jnp.eye(m, dtype=bool)
   distances = jnp.where(itself, jnp.inf, jnp.maximum(distances, 0))
   nearest = jnp.sort(distances, axis=1)[:, : m - n_byzantine - 2]
-  # The mean, which does not overflow where the sum would.
-  rank = jnp.argsort(jnp.argsort(jnp.mean(nearest, axis=1)))
+  rank = jnp.argsort(jnp.argsort(jnp.sum(nearest, axis=1)))
   weights = jnp.where(rank < n_selected, 1 / n_selected, 0)
   weights = weights.astype(gramian.dtype)
   return jnp.where(is_finite, weights, jnp.nan)

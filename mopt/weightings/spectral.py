@@ -149,8 +149,7 @@ def aligned_mtl(gramian: jax.Array) -> jax.Array:
 @jax.jit
 def _imtl_g(gramian: jax.Array) -> jax.Array:
   gramian, is_finite = quadratic_program.harmless(gramian)
-  alike = _alike(gramian)
-  weights = alike.shares / alike.lengths
+  weights = _alike(gramian).weights
   total, size = jnp.sum(weights), jnp.sum(jnp.abs(weights))
   is_none = jnp.abs(total) <= jnp.finfo(gramian.dtype).eps * size
   weights = jnp.where(is_none, 0, weights) / jnp.where(is_none, 1, total)
@@ -162,47 +161,52 @@ def _config(gramian: jax.Array) -> jax.Array:
   gramian, is_finite = quadratic_program.harmless(gramian)
   alike = _alike(gramian)
   # The projections of all gradients onto it, of which it has the length.
-  length = jnp.sum(alike.reached * alike.lengths)
-  weights = alike.shares / alike.lengths * length
+  weights = alike.weights * jnp.sum(alike.projections)
   return jnp.where(is_finite, weights, jnp.nan)
 
 
 @jax.jit
 def _aligned_mtl(gramian: jax.Array) -> jax.Array:
   gramian, is_finite = quadratic_program.harmless(gramian)
-  # A power of two, so that nothing is rounded: the longest is about 1.
+  # A power of four, whose roots are exact, too: the longest is about 1.
   _, exponent = jnp.frexp(jnp.max(jnp.diagonal(gramian)))
-  weights = _aligned(jnp.ldexp(gramian, -exponent))
+  weights = _aligned(jnp.ldexp(gramian, -2 * (exponent // 2)))
   return jnp.where(is_finite, weights, jnp.nan)
 
 
 class _Alike(NamedTuple):
-  """Unit gradients combined so that the sum is at one angle to all of them."""
+  """A direction that is at one angle to all gradients.
 
-  shares: jax.Array  # [m]: of the unit gradients, with sum 1 or all 0.
-  reached: jax.Array  # [m]: the projections onto them, 1 unless they depend on
-  # each other, and 0 for a gradient that is zero.
-  lengths: jax.Array  # [m]: of the gradients, in units of some power of two.
+  Lengths are in units of some power of two.
+  """
+
+  weights: jax.Array  # [m]: of the gradients; 0 if they cancel.
+  projections: jax.Array  # [m]: of the gradients onto it, times its length.
 
 
 def _alike(gramian: jax.Array) -> _Alike:
   unit, scale = quadratic_program.unit_scales(gramian)
   scaled = gramian * unit[:, None] * unit[None, :]
-  squares = jnp.diagonal(scaled)
-  lengths = jnp.sqrt(_or_one(squares)) / scale
-  is_some = (squares > 0).astype(gramian.dtype)
+  is_some = (jnp.diagonal(scaled) > 0).astype(gramian.dtype)
+  lengths = _lengths(scaled)
   if len(gramian) == 2:
-    shares = is_some / jnp.maximum(1, jnp.sum(is_some))
-    return _Alike(shares, is_some, lengths)
-  # Rounding in place of a 0 would count, so much shorter is no gradient.
-  x = is_some * _solve_cosines(scaled)
-  _, spectrum = _cosines(scaled)
-  reached = _product(spectrum.function(jnp.ones_like(x)), is_some)
-  # `x' C x`, which is not negative. Where the gradients cancel it is rounding.
-  squared, size = jnp.sum(x), jnp.sum(jnp.abs(x))
-  is_none = squared <= len(x) * jnp.finfo(x.dtype).eps * size
-  shares = jnp.where(is_none, 0, x) / jnp.where(is_none, 1, squared)
-  return _Alike(shares, jnp.where(is_none, 0, reached), lengths)
+    reached, shares = is_some, is_some / lengths
+  else:
+    shares, reached = _solve_lengths(scaled)
+    # Rounding in place of a 0 would count, so much shorter is no gradient.
+    shares *= is_some
+  # The square of its length. Where the gradients cancel it is rounding.
+  parts = lengths * shares
+  squared, size = jnp.sum(parts), jnp.sum(jnp.abs(parts))
+  is_none = squared <= len(shares) * jnp.finfo(shares.dtype).eps * size
+  shares = jnp.where(is_none, 0, shares) / jnp.where(is_none, 1, squared)
+  return _Alike(scale * shares, reached * lengths / scale)
+
+
+def _lengths(scaled: jax.Array) -> jax.Array:
+  """Of gradients, 1 of what is zero, so that it can be divided by."""
+  squares = jnp.diagonal(scaled)
+  return jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
 class _Spectrum(NamedTuple):
@@ -239,64 +243,51 @@ def _spectrum(matrix: jax.Array) -> _Spectrum:
 _REFINEMENTS = 2
 
 
-def _cosines(scaled: jax.Array) -> tuple[jax.Array, _Spectrum]:
-  """The cosines between m gradients, 0 with what is zero, and their spectrum.
-
-  Derivatives do not pass.
-  """
-  scaled = jax.lax.stop_gradient(scaled)
-  inverse = _inverse_lengths(scaled)
-  cosines = scaled * inverse[:, None] * inverse[None, :]
-  return cosines, _spectrum(cosines)
-
-
-def _inverse_lengths(scaled: jax.Array) -> jax.Array:
-  squares = jnp.diagonal(scaled)
-  return jnp.where(squares > 0, 1 / jnp.sqrt(_or_one(squares)), 0)
+def _cosines(scaled: jax.Array) -> _Spectrum:
+  """The spectrum of the cosines between m gradients."""
+  inverse = 1 / _lengths(scaled)
+  return _spectrum(scaled * inverse[:, None] * inverse[None, :])
 
 
 @jax.custom_jvp
-def _solve_cosines(scaled: jax.Array) -> jax.Array:
-  """The x of `C x = 1`, C the cosines: the shortest of those nearest to it.
+def _solve_lengths(scaled: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The x of `S x = lengths`, and what it reaches of them, 1 as a rule.
+
+  Where no x solves it, the nearest cosines are those of the least squares.
 
   Args:
-    scaled: `[m, m]`, a Gramian with a diagonal of about 1, or 0.
+    scaled: `[m, m]`, a Gramian S with a diagonal of about 1, or 0.
   """
-  squares = jnp.diagonal(scaled)
-  ones = (squares > 0).astype(scaled.dtype)
-  _, spectrum = _cosines(scaled)
-  inverse_cosines = spectrum.function(1 / spectrum.values)
-  x = _product(inverse_cosines, ones)
-  if x.dtype != jnp.float32:
-    return x
-  # Cosines in float32 alone would cost the digits of their condition number.
-  matrix, target = pairs.from_array(scaled), pairs.from_array(ones)
-  inverse = pairs.reciprocal(_root(_or_one(squares)))
+  spectrum, lengths = _cosines(scaled), _lengths(scaled)
+  is_some = (jnp.diagonal(scaled) > 0).astype(scaled.dtype)
+  reached = _product(spectrum.function(jnp.ones_like(lengths)), is_some)
+  inverse = spectrum.function(1 / spectrum.values)
+  start = _product(inverse, is_some) / lengths
+  if scaled.dtype != jnp.float32:
+    return start, reached
+  # In float32 alone it would lose the digits of the condition number.
+  matrix, target = pairs.from_array(scaled), _root(jnp.diagonal(scaled))
 
   def refine(_, x):
-    y = pairs.mul(x, inverse)
-    slopes = pairs.total(pairs.mul(matrix, (y[0][None], y[1][None])))
-    missing = pairs.add(target, pairs.neg(pairs.mul(slopes, inverse)))
-    step = _product(inverse_cosines, missing[0] * ones)
+    slopes = pairs.total(pairs.mul(matrix, (x[0][None], x[1][None])))
+    missing = pairs.add(target, pairs.neg(slopes))[0] / lengths
+    step = _product(inverse, is_some * missing) / lengths
     return pairs.add(x, pairs.from_array(step))
 
-  start = pairs.from_array(x)
-  x = jax.lax.fori_loop(0, _REFINEMENTS, refine, start)
-  return pairs.to_array(x, scaled.dtype)
+  x = jax.lax.fori_loop(0, _REFINEMENTS, refine, pairs.from_array(start))
+  return pairs.to_array(x, scaled.dtype), reached
 
 
-@_solve_cosines.defjvp
-def _solve_cosines_jvp(primals, tangents):
+@_solve_lengths.defjvp
+def _solve_lengths_jvp(primals, tangents):
   """By the equation that it solves; what the gradients span is held fixed."""
   (scaled,), (change,) = primals, tangents
-  x = _solve_cosines(scaled)
-  cosines, spectrum = _cosines(scaled)
-  inverse = _inverse_lengths(scaled)
-  relative = 0.5 * inverse**2 * jnp.diagonal(change)
-  moved = inverse * _product(change, inverse * x)
-  moved -= relative * _product(cosines, x)
-  moved -= _product(cosines, relative * x)
-  return x, -_product(spectrum.function(1 / spectrum.values), moved)
+  x, reached = _solve_lengths(scaled)
+  spectrum, lengths = _cosines(scaled), _lengths(scaled)
+  missing = 0.5 * jnp.diagonal(change) / lengths - _product(change, x)
+  inverse = spectrum.function(1 / spectrum.values)
+  moved = _product(inverse, missing / lengths) / lengths
+  return (x, reached), (moved, jnp.zeros_like(reached))
 
 
 @jax.custom_jvp
@@ -358,10 +349,6 @@ def _least(spectrum: _Spectrum) -> jax.Array:
   return jnp.argmin(jnp.where(spectrum.is_some, spectrum.values, jnp.inf))
 
 
-def _or_one(squares: jax.Array) -> jax.Array:
-  return jnp.where(squares > 0, squares, 1)
-
-
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
@@ -377,8 +364,8 @@ def _matmul(a: Pair, b: Pair) -> Pair:
 
 
 def _root(square: jax.Array) -> Pair:
-  """The square root of a positive number, as a pair."""
-  guess = jnp.sqrt(square)
-  start = pairs.from_array(guess)
-  rest = pairs.add(pairs.from_array(square), pairs.neg(pairs.mul(start, start)))
-  return pairs.add(start, pairs.from_array(0.5 * rest[0] / guess))
+  """The square root of numbers that are not negative, as a pair."""
+  guess = pairs.from_array(jnp.sqrt(square))
+  rest = pairs.add(pairs.from_array(square), pairs.neg(pairs.mul(guess, guess)))
+  half = 0.5 * rest[0] / jnp.where(square > 0, guess[0], 1)
+  return pairs.add(guess, pairs.from_array(half))

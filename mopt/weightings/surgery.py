@@ -85,8 +85,8 @@ def gradvac(key: jax.Array, *, beta: jax.typing.ArrayLike = 0.5) -> Weighting:
   A target so close to 1 that no addition would do is taken for 1 - eps. A
   gradient that is zero has no angle: it has the weight 1, changes nothing and
   leaves its targets. A Gramian that is not finite gives weights that are all
-  NaN, and leaves the targets. Derivatives are those of the arithmetic, and not
-  finite where gradients are parallel.
+  NaN, and leaves the targets. Derivatives, forward and reverse, are those of
+  the arithmetic.
 
   Args:
     key: random key, such as `jax.random.key(0)`. A copy that changes at each
@@ -203,10 +203,12 @@ def _meet(
   ours = jnp.sqrt(jnp.where(has_angle, squared, 1))
   other = jnp.sqrt(jnp.where(has_angle, square, 1))
   cosine = jnp.clip(old.slopes[j] / ours / other, -1, 1)
+  cosine = jnp.where(has_angle, cosine, 0)
   target = old.targets[j]
   least = jnp.finfo(scaled.dtype).eps
-  # What the addition has of gradient j, for each unit of ours.
-  ratio = jnp.sqrt(_sine2(cosine) / jnp.maximum(_sine2(target), least))
+  ratio = _sine2(cosine) / jnp.maximum(_sine2(target), least)
+  # The root has no derivative at 0.
+  ratio = jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), 0)
   share = (target * ratio - cosine) * ours / other
   share = jnp.where(has_angle & (cosine < target), share, 0)
   moved = jnp.where(has_angle, target + beta * (cosine - target), target)
