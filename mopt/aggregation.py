@@ -121,11 +121,16 @@ def aggregate(
     shared: which leaves are weighed, ditto; in the others the directions of the
       objectives are added up. `None` for all.
     gram: `'raw'` for the Gramian of the gradients, `'preconditioned'` for that
-      of what comes out of `inner`. With Adam inside, the weights of the latter
-      fit the steps that are taken, whose sizes do not depend on the gradients'.
-      But they may stop where the objectives could still improve together, or
-      go on where they cannot: that is told by gradients alone. It is not the
-      method of arXiv 2606.03904, which has another norm.
+      of what comes out of `inner`. Steps of Adam are of one size whatever the
+      gradients', and the weights of the latter fit them; those of the former
+      may be too large where a weighting makes up for short gradients, as
+      `mopt.upgrad` does: with Adam inside that diverged on two quadratics of
+      scales 10 and 0.1, and the latter got both down. But nothing moves where
+      directions cancel, as Adam's do wherever the signs of two gradients are
+      opposite, though both objectives could still improve. With Adam inside the
+      former may stop off the front, too: Pareto-stationary points are where
+      gradients cancel. It is not the method of arXiv 2606.03904, which has
+      another norm.
 
   Returns:
     A `GradientTransformationExtraArgs` whose state is an `AggregateState`;

@@ -47,7 +47,8 @@ def dwa(temperature: jax.typing.ArrayLike = 2.0, every: int = 1) -> Weighting:
   When to take it: to even out how fast objectives improve, at no cost. It does
   not depend on the scale of each objective, nor on their order. It may be
   against an objective. It is gentle: where losses change by a few percent, so
-  do the weights, unless the temperature is low.
+  do the weights, unless the temperature is low. Where they rest weights are 1:
+  it does not keep an objective of large scale from drowning others.
 
   A loss that is 0 counts as the smallest float above it: 0 after 0 is no
   change, and what has risen from 0 gets all the weight. Ratios of negative

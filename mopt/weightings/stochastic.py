@@ -201,4 +201,5 @@ def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 def _project(vector: jax.Array) -> jax.Array:
-  return optax.projections.projection_simplex(vector)
+  # It may return float64 for float32 where that is the default.
+  return optax.projections.projection_simplex(vector).astype(vector.dtype)
