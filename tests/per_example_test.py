@@ -330,6 +330,30 @@ def test_rows_of_a_table_that_are_looked_up(mode, rows, axis):
   check(loss, table, words)
 
 
+def convolve(w, x):
+  return jax.lax.conv_general_dilated(
+    x[None, None], w[None, None], (1,), [(0, 0)]
+  )
+
+
+@pytest.mark.parametrize(
+  ('shape', 'function'),
+  [
+    ((3, 2), lambda w, x: x[:0, None] * w[:0]),
+    ((3, 2), lambda w, x: jnp.ones((0, 3)) * x[0] @ w),
+    ((3, 0), lambda w, x: x @ w),
+    ((3, 2), lambda w, x: w[x[:0].astype(jnp.int32)]),
+    ((4,), convolve),
+  ],
+)
+def test_of_nothing_there_is_no_gradient(shape, function):
+  params = {'w': normal(*shape), 'b': normal(3)}
+  loss = lambda p, x: jnp.sum(function(p['w'], x)) + jnp.sum(x * p['b'])
+  x = normal(M, 3)
+  gramian = jax.jit(mopt.per_example_gramian(loss))(params, x)[1]
+  compare([gramian], [x @ x.T])
+
+
 OPERATIONS = st.sampled_from(
   ['dense', 'bias', 'scale', 'again', 'tanh', 'sort', 'centre', 'shift']
 )
