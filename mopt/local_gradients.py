@@ -98,6 +98,11 @@ def _einsum(formula: str, *arrays: jax.Array) -> jax.Array:
   return jnp.einsum(formula, *arrays, precision=jax.lax.Precision.HIGHEST)
 
 
+def _is_empty(use: Use) -> bool:
+  """Whether an array has no entry, of which no shape can be inferred."""
+  return any(0 in np.shape(x) for x in use.inputs + use.cotangents)
+
+
 def _wide(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -109,7 +114,7 @@ def _factors(use: Use, places: list[int]) -> _Factors | None:
   """
   rules = {'dot_general': _of_product, 'conv_general_dilated': _of_convolution}
   rule = rules.get(use.equation.primitive.name)
-  if rule is None or use.axes[1 - places[0]] is None:
+  if rule is None or _is_empty(use) or use.axes[1 - places[0]] is None:
     return None
   (place,) = places
   split = rule(use.equation.params, place, use.inputs[place].shape)
@@ -194,7 +199,7 @@ def _gramian_of_lookup(use: Use) -> jax.Array | None:
 
   `None` for anything else, or where it is cheaper to form the gradients.
   """
-  if use.equation.primitive.name != 'gather':
+  if use.equation.primitive.name != 'gather' or _is_empty(use):
     return None
   table, found = use.inputs
   numbers = use.equation.params['dimension_numbers']

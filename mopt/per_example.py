@@ -361,7 +361,8 @@ def _gramian(
     program.kinds[step.inputs[k]] for step, _ in uses for k in step.places
   ]
   times = collections.Counter(leaf for kind in entering for leaf in kind.leaves)
-  alone = {kind.same_as for kind in entering if times[kind.same_as] == 1}
+  once = {leaf for leaf, n in times.items() if n == 1}
+  alone = once & {kind.same_as for kind in entering}
   total = jnp.zeros((m, m), jnp.float32)
   rest = {}  # The gradients of values that come from other leaves.
   for step, use in uses:
