@@ -21,7 +21,8 @@ out by a compiler. How to read the rows:
   * torchjd_error, torchjd_us: the same, of TorchJD.
   * ratio: us / torchjd_us, and ratio_26: vmap_us / (26 torchjd_us).
 
-What a row of `per_example` has is said in `benchmarks/weightings/examples.py`.
+`benchmarks/weightings/examples.py` says how to read the last table, of one
+objective for each example.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from benchmarks.command import make_parser
 from benchmarks.command import write
 from benchmarks.step_cost import show
 from benchmarks.step_cost import versions
+from benchmarks.weightings import examples
 from benchmarks.weightings import judges
 import mopt
 
@@ -223,6 +225,16 @@ def measure(
   return row | dict(compile_s=compile_s, count=count, n=number)
 
 
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+  """What of a row is on the screen; the rest is in the JSON."""
+  hidden = ('method', 'iqr_us', 'count', 'n', 'compile_s')
+  return {
+    name: f'{value:.0e}' if name.endswith('error') and value else value
+    for name, value in row.items()
+    if name not in hidden
+  }
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = make_parser('weightings', __doc__)
   return parser.parse_args(argv)
@@ -241,8 +253,11 @@ def main(argv: Sequence[str] | None = None) -> None:
       for m in many
       if method.least <= m <= method.most
     ]
-    show(method.name, rows)
+    show(method.name, [shown(row) for row in rows])
     result['rows'] += rows
+  rows = examples.measure((32,) if args.quick else (32, 128), 10 * seconds)
+  show('One objective for each example, LeNet-5', rows)
+  result['per_example'] = rows
   write(args.out, result)
 
 
