@@ -74,7 +74,10 @@ OPTIMIZERS = {
   'upgrad': functools.partial(weighted_by, mopt.upgrad),
   'imtl_g': functools.partial(weighted_by, mopt.imtl_g),
   'config': functools.partial(weighted_by, mopt.config),
-  'aligned_mtl': functools.partial(weighted_by, mopt.aligned_mtl),
+  # As long as the least of the gradients, its steps would take for ever.
+  'aligned_mtl': functools.partial(
+    weighted_by, lambda gramian: 4 * mopt.aligned_mtl(gramian)
+  ),
   'pcgrad': with_key(mopt.pcgrad),
   'gradvac': with_key(mopt.gradvac),
   'random': with_key(mopt.random),

@@ -309,7 +309,7 @@ def _aligned_jvp(primals, tangents):
   # X G dX + dX G X = -X dG X, and X G is the root.
   moved = spectrum.divide(-_product(_product(inverse, change), inverse))
   vector = spectrum.vectors[:, _least(spectrum)]
-  relative = 0.5 * (vector @ _product(change, vector)) / least
+  relative = 0.5 * _product(vector, _product(change, vector)) / least
   mean_of_rows = jnp.sqrt(least) * jnp.mean(moved, axis=1)
   return weights, mean_of_rows + relative * weights
 
