@@ -126,8 +126,11 @@ def aligned_mtl(gradients: np.ndarray, weights: np.ndarray) -> float:
 
 
 def krum(gradients: np.ndarray, weights: np.ndarray) -> float:
-  """0 if the gradient nearest to its m - 3 neighbours has all weight."""
+  """0 if the gradient with the least squared distances has all weight.
+
+  To its m - 3 nearest, that is. TorchJD sums distances, and may choose others.
+  """
   m = len(gradients)
-  apart = np.linalg.norm(gradients[:, None] - gradients, axis=2)
+  apart = np.square(gradients[:, None] - gradients).sum(axis=2)
   score = np.sort(apart, axis=1)[:, 1 : m - 2].sum(axis=1)
   return float(np.abs(weights - np.eye(m)[score.argmin()]).max())
