@@ -508,8 +508,7 @@ def test_gradients_of_dense_layers_and_tables_are_not_formed():
   loss, params, *batch = network(Net(), jnp.arange(6 * 20).reshape(6, 20))
   table = params['Embed_0']['embedding'].size
   f = mopt.per_example_gramian(loss)
-  # The table itself, and what is smaller.
-  assert largest_size(f, params, *batch) == table
+  assert largest_size(f, params, *batch) <= table
   stacked_size = largest_size(functools.partial(stacked, loss), params, *batch)
   assert stacked_size == 6 * table
 
