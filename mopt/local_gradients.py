@@ -85,17 +85,28 @@ def gramian_of_use(use: Use, place: int) -> jax.Array:
   # Multiplications for a pair of examples.
   if t * k * f / m + k * f <= t * t * (k + f):
     return gramian_of(_formed(factors), None, m)
-  products = _einsum('igtk,jgsk->gitjs', x, x)
-  products *= _einsum('igtf,jgsf->gitjs', d, d)
+  products = _crosswise('igtk,jgsk->gitjs', x)
+  products *= _crosswise('igtf,jgsf->gitjs', d)
   return products.sum(axis=(0, 2, 4))
 
 
 def _formed(factors: _Factors) -> jax.Array:
-  return _einsum('igtk,igtf->igkf', factors.x, factors.d)
+  highest = jax.lax.Precision.HIGHEST
+  return jnp.einsum('igtk,igtf->igkf', factors.x, factors.d, precision=highest)
 
 
-def _einsum(formula: str, *arrays: jax.Array) -> jax.Array:
-  return jnp.einsum(formula, *arrays, precision=jax.lax.Precision.HIGHEST)
+def _crosswise(formula: str, x: jax.Array) -> jax.Array:
+  """Products of all examples with all, whole where the batch is sharded."""
+  axes = formula.partition('->')[2]
+  is_sharded = any(jax.typeof(x).sharding.spec)
+  whole = jax.sharding.PartitionSpec(*(None for _ in axes))
+  return jnp.einsum(
+    formula,
+    x,
+    x,
+    precision=jax.lax.Precision.HIGHEST,
+    out_sharding=whole if is_sharded else None,
+  )
 
 
 def _is_empty(use: Use) -> bool:
@@ -219,5 +230,5 @@ def _gramian_of_lookup(use: Use) -> jax.Array | None:
   inside = (found >= 0) & (found < len(table))
   same = found[:, :, None, None] == found[None, None]
   same &= inside[:, :, None, None]
-  products = _einsum('itf,jsf->itjs', _wide(d), _wide(d))
+  products = _crosswise('itf,jsf->itjs', _wide(d))
   return jnp.where(same, products, 0).sum(axis=(1, 3))

@@ -88,8 +88,8 @@ def per_example_gramian(
   not formed: it is found from the inputs of each layer and the cotangents of
   its outputs, which takes one forward and one backward pass. Weights that are
   found from it weigh the losses, whose gradient any optimizer takes: see the
-  example. Of LeNet-5, such a step takes a quarter of the time of the stacked
-  way on a CPU.
+  example. Of LeNet-5 such a step takes a quarter of the time of the stacked way
+  on a CPU for batches of 32, and an eighth for 128.
 
   Any loss that `jax.vmap(jax.grad(loss))` takes will do. What saves is this:
 
@@ -164,8 +164,10 @@ def per_example_gramian(
       resolve_mask(mask, params),
       params,
     )
-    # Zeros, for a loss that does not depend on the example.
-    batch = (jnp.zeros(m, jnp.float32), batch)
+    # Zeros, for a loss that does not depend on the example, sharded as it is.
+    axis = jax.typeof(jax.tree.leaves(batch)[0]).sharding.spec[:1]
+    spread = jax.sharding.PartitionSpec(*axis) if any(axis) else None
+    batch = (jnp.zeros(m, jnp.float32, out_sharding=spread), batch)
     program = _read(loss, params, jax.tree.leaves(counts), batch)
     before = dict(program.known)
     before.update(zip(program.params, jax.tree.leaves(params)))
@@ -210,7 +212,9 @@ def _trace(
       )
     return jnp.asarray(value) + zero.astype(jnp.result_type(value))
 
-  example = jax.eval_shape(lambda x: jax.tree.map(lambda y: y[0], x), batch)
+  example = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(np.shape(x)[1:], jax.typeof(x).dtype), batch
+  )
   return jax.make_jaxpr(checked)(params, example)
 
 

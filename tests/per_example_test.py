@@ -486,6 +486,29 @@ def test_a_population_is_mapped_over_its_parameters():
     compare(one, jax.jit(f)(member, x), tolerance=1e-6)
 
 
+@pytest.mark.parametrize('kind', ['Auto', 'Explicit'])
+def test_a_batch_that_is_sharded(kind, four_devices):
+  def loss(p, x):
+    y = jax.lax.conv_general_dilated(x[None, None], p['k'], (1,), 'SAME')[0]
+    y = jnp.tanh(y.T @ p['w']) @ p['v'] + p['b'][None]
+    return jnp.sum(jnp.sin(y) * p['table'][jnp.arange(3)])
+
+  params = {'k': normal(2, 1, 3), 'w': normal(2, 4), 'v': normal(4, 2)}
+  params |= {'b': normal(2), 'table': normal(50, 2)}
+  x = normal(8, 3)
+  expected = jax.jit(functools.partial(stacked, loss))(params, x)
+  types = (getattr(jax.sharding.AxisType, kind),)
+  mesh = jax.make_mesh((4,), ('d',), types, devices=four_devices)
+  place = lambda x, *axes: jax.device_put(
+    x, jax.NamedSharding(mesh, jax.P(*axes))
+  )
+  with jax.set_mesh(mesh):
+    found = jax.jit(mopt.per_example_gramian(loss))(
+      place(params), place(x, 'd')
+    )
+  compare(jax.device_get(found), expected)
+
+
 def equations(jaxpr):
   """All of them, those of calls too."""
   for equation in jaxpr.eqns:
@@ -508,8 +531,7 @@ def test_gradients_of_dense_layers_and_tables_are_not_formed():
   loss, params, *batch = network(Net(), jnp.arange(6 * 20).reshape(6, 20))
   table = params['Embed_0']['embedding'].size
   f = mopt.per_example_gramian(loss)
-  # The table itself, and what is smaller.
-  assert largest_size(f, params, *batch) == table
+  assert largest_size(f, params, *batch) <= table
   stacked_size = largest_size(functools.partial(stacked, loss), params, *batch)
   assert stacked_size == 6 * table
 
