@@ -176,7 +176,7 @@ def test_a_mask_that_does_not_fit_is_refused(shared, match):
 def test_mtl_backward_of_torchjd_gives_the_same(name):
   torch = pytest.importorskip('torch', reason='torch is not installed')
   torchjd = pytest.importorskip('torchjd', reason='torchjd is not installed')
-  ours = {'DualProj': mopt.dual_proj, 'IMTLG': getattr(mopt, 'imtl_g', None)}
+  ours = {'DualProj': mopt.dual_proj, 'IMTLG': mopt.imtl_g}
   params, inputs, targets = make_problem()
   leaf = lambda x: torch.tensor(x, dtype=torch.float64, requires_grad=True)
   trunk, heads = leaf(params['trunk']), [leaf(x) for x in params['heads']]
