@@ -9,7 +9,7 @@ into `mopt.aggregate`. Which one to take:
 | weights that you have tuned, or a front of several | `fixed_weights` |
 | no objective to get worse for another, none to dominate | `upgrad` |
 | the mean, as long as no objective gets worse | `dual_proj` |
-| the shortest common descent direction, no weight to tune | `min_norm_weights` |
+| a common descent direction, no weight to tune | `min_norm_weights` |
 | the mean, and none left far behind | `cagrad(c)` |
 | losses of different scales, each treated alike | `config`, `nash_mtl` |
 | fairness between the sum and the worst off | `fairgrad(alpha)` |
