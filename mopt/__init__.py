@@ -24,8 +24,12 @@ _NAMES = {
   'pruning': ('prune', 'prune_by_magnitude', 'PruneState'),
   'scalarizations': ('chebyshev', 'epsilon_constraint'),
   'schedules': ('by_epoch', 'inverse_time_decay', 'logistic_drop'),
+  'weightings.by_loss': ('dwa', 'gls', 'random_loss', 'stch'),
   'weightings.cones': ('dual_proj', 'upgrad'),
   'weightings.fixed': ('fixed_weights', 'mean'),
+  'weightings.learnt': ('famo', 'gradnorm', 'imtl_l', 'uncertainty'),
+  'weightings.over_time': ('every', 'smoothed'),
+  'weightings.stochastic': ('modo', 'sdmgrad'),
   'weightings.weighting': ('as_weighting', 'Weighting'),
 }
 

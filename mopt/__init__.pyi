@@ -47,10 +47,22 @@ from mopt.scalarizations import epsilon_constraint as epsilon_constraint
 from mopt.schedules import by_epoch as by_epoch
 from mopt.schedules import inverse_time_decay as inverse_time_decay
 from mopt.schedules import logistic_drop as logistic_drop
+from mopt.weightings.by_loss import dwa as dwa
+from mopt.weightings.by_loss import gls as gls
+from mopt.weightings.by_loss import random_loss as random_loss
+from mopt.weightings.by_loss import stch as stch
 from mopt.weightings.cones import dual_proj as dual_proj
 from mopt.weightings.cones import upgrad as upgrad
 from mopt.weightings.fixed import fixed_weights as fixed_weights
 from mopt.weightings.fixed import mean as mean
+from mopt.weightings.learnt import famo as famo
+from mopt.weightings.learnt import gradnorm as gradnorm
+from mopt.weightings.learnt import imtl_l as imtl_l
+from mopt.weightings.learnt import uncertainty as uncertainty
+from mopt.weightings.over_time import every as every
+from mopt.weightings.over_time import smoothed as smoothed
+from mopt.weightings.stochastic import modo as modo
+from mopt.weightings.stochastic import sdmgrad as sdmgrad
 from mopt.weightings.weighting import as_weighting as as_weighting
 from mopt.weightings.weighting import Weighting as Weighting
 

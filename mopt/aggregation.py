@@ -13,6 +13,7 @@ from mopt.masks import path_name
 from mopt.masks import resolve_mask
 from mopt.min_norm import gramian_of
 from mopt.weightings.weighting import as_weighting
+from mopt.weightings.weighting import as_weights
 from mopt.weightings.weighting import Function
 from mopt.weightings.weighting import Weighting
 
@@ -194,7 +195,7 @@ def aggregate(
       state.weighting_state,
       **extra_args,
     )
-    weights = _as_weights(found, m)
+    weights = as_weights(found, m)
     combined = jax.tree.map(
       lambda x, update: x.astype(jnp.asarray(update).dtype),
       weighted_sum(weights, directions),
@@ -229,18 +230,6 @@ def _at_least_float32(tree: Any) -> Any:
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
   return jax.tree.map(widen, tree)
-
-
-def _as_weights(weights: Any, m: int) -> jax.Array:
-  """What a weighting has returned, as an array `[m]` of floats."""
-  try:
-    array = jnp.asarray(weights)
-  except (TypeError, ValueError):
-    array = None
-  if array is None or array.shape != (m,):
-    found = repr(weights) if array is None else f'shape {array.shape}'
-    raise ValueError(f'weighting must return [{m}] weights, got {found}.')
-  return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 # Up to so many objectives a sum over them is written out.

@@ -23,8 +23,11 @@ NUMERICS = (
   'quadratic_program',
   'scalarizations',
   'search',
+  'weightings.by_loss',
   'weightings.cones',
   'weightings.fixed',
+  'weightings.over_time',
+  'weightings.states',
   'weightings.weighting',
 )
 
@@ -36,7 +39,8 @@ alias
 aggregation
 objectives pruning scalarizations schedules search
 min_norm pareto weightings.cones
-weightings.fixed
+weightings.by_loss weightings.learnt weightings.over_time weightings.stochastic
+weightings.fixed weightings.states
 weightings weightings.weighting
 masks quadratic_program
 checks lazy pairs

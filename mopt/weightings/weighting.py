@@ -74,6 +74,22 @@ def as_weighting(weighting: Weighting | Function) -> Weighting:
   )
 
 
+def as_weights(weights: Any, m: int) -> jax.Array:
+  """What a weighting has returned, as an array `[m]` of floats.
+
+  Raises:
+    ValueError: for what is not numbers, or of another shape.
+  """
+  try:
+    array = jnp.asarray(weights)
+  except (TypeError, ValueError):
+    array = None
+  if array is None or array.shape != (m,):
+    found = repr(weights) if array is None else f'shape {array.shape}'
+    raise ValueError(f'weighting must return [{m}] weights, got {found}.')
+  return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
 def check_values(name: str, values: Any, m: int) -> jax.Array:
   """The losses `[m]` that a weighting asks for, in float32 or float64.
 
