@@ -121,11 +121,15 @@ def aggregate(
     shared: which leaves are weighed, ditto; in the others the directions of the
       objectives are added up. `None` for all.
     gram: `'raw'` for the Gramian of the gradients, `'preconditioned'` for that
-      of what comes out of `inner`. With Adam inside, the weights of the latter
-      fit the steps that are taken, whose sizes do not depend on the gradients'.
-      But they may stop where the objectives could still improve together, or
-      go on where they cannot: that is told by gradients alone. It is not the
-      method of arXiv 2606.03904, which has another norm.
+      of what comes out of `inner`. Steps of Adam are of one size whatever the
+      gradients'. Raw weights that make up for short gradients, as those of
+      `mopt.upgrad` do, are then too large: two quadratics of scales 10 and 0.1
+      diverged with them, and preconditioned ones got both down. But these stay
+      where directions cancel, as those of Adam do where all signs of two
+      gradients are opposite, though both objectives could still improve. Raw
+      ones with Adam inside may stop off the front, too: Pareto-stationary
+      points are where gradients cancel. It is not the method of arXiv
+      2606.03904, which has another norm.
 
   Returns:
     A `GradientTransformationExtraArgs` whose state is an `AggregateState`;
