@@ -122,15 +122,14 @@ def aggregate(
       objectives are added up. `None` for all.
     gram: `'raw'` for the Gramian of the gradients, `'preconditioned'` for that
       of what comes out of `inner`. Steps of Adam are of one size whatever the
-      gradients', and the weights of the latter fit them; those of the former
-      may be too large where a weighting makes up for short gradients, as
-      `mopt.upgrad` does: with Adam inside that diverged on two quadratics of
-      scales 10 and 0.1, and the latter got both down. But nothing moves where
-      directions cancel, as Adam's do wherever the signs of two gradients are
-      opposite, though both objectives could still improve. With Adam inside the
-      former may stop off the front, too: Pareto-stationary points are where
-      gradients cancel. It is not the method of arXiv 2606.03904, which has
-      another norm.
+      gradients'. Raw weights that make up for short gradients, as those of
+      `mopt.upgrad` do, are then too large: two quadratics of scales 10 and 0.1
+      diverged with them, and preconditioned ones got both down. But these stay
+      where directions cancel, as those of Adam do where all signs of two
+      gradients are opposite, though both objectives could still improve. Raw
+      ones with Adam inside may stop off the front, too: Pareto-stationary
+      points are where gradients cancel. It is not the method of arXiv
+      2606.03904, which has another norm.
 
   Returns:
     A `GradientTransformationExtraArgs` whose state is an `AggregateState`;

@@ -520,6 +520,18 @@ def test_bad_losses_give_nan_and_the_state_stays(name, value):
   jax.tree.map(np.testing.assert_array_equal, bad_state, state)
 
 
+def test_a_loss_that_is_too_large_leaves_no_trace():
+  for make in (mopt.imtl_l, mopt.uncertainty):
+    weighting = make(optax.sgd(5.0))
+    steps = make_steps(2, 4)
+    steps.values[:] = 1e-3  # so that weights grow
+    steps.values[2] = 3e38
+    found, state = run(weighting, steps)
+    assert np.isnan(found[2]).all()
+    assert np.isfinite(found[[0, 1, 3]]).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 @each
 def test_a_gramian_that_is_not_finite(name, value):

@@ -341,9 +341,10 @@ def _learnt(
 
   def update(gramian, state, *, values=None, **extra):
     values = check_values(name, values, len(check_gramian(gramian)))
-    is_good = states.all_finite(values) & (values >= 0).all()
     slope = gradient(state.logs, values.astype(jnp.float32))
     logs, optimizer_state = _step(optimizer, slope, state, state.logs)
+    # A finite loss may be so large that its gradient is not.
+    is_good = states.all_finite(values, slope) & (values >= 0).all()
     logs = jnp.clip(logs, -_LARGEST_LOG, _LARGEST_LOG)
     new = LearntState(logs, optimizer_state)
     return states.keep_unless(is_good, weights_of(state.logs), new, state)
