@@ -61,7 +61,7 @@ WITH_STATE = {
 }
 
 # Called as make(learning_rate, num_objectives=m).
-OPTIMIZERS = {
+INNERS = {
   'smgd': mopt.smgd,
   'momentum': functools.partial(mopt.smgd, momentum=0.9),
   'nesterov': functools.partial(mopt.smgd, momentum=0.9, nesterov=True),
@@ -69,6 +69,8 @@ OPTIMIZERS = {
   'madam': mopt.madam,
   'amsgrad': functools.partial(mopt.madam, amsgrad=True),
   'weighted_sum': weighted_sum,
+}
+WEIGHTINGS = {
   'mean': functools.partial(weighted_by, mopt.mean),
   'dual_proj': functools.partial(weighted_by, mopt.dual_proj),
   'upgrad': functools.partial(weighted_by, mopt.upgrad),
@@ -95,7 +97,10 @@ OPTIMIZERS = {
 }
 # Of more than two objectives.
 NEGATIVE_WEIGHTS = {'imtl_g', 'config', 'aligned_mtl'}
+OPTIMIZERS = INNERS | WEIGHTINGS
 each_optimizer = pytest.mark.parametrize('name', OPTIMIZERS)
+# What does not depend on the weights: compiling takes most of the time.
+each_inner = pytest.mark.parametrize('name', INNERS)
 
 
 def make(name, learning_rate=0.05, m=2):
@@ -234,9 +239,15 @@ DTYPES = {
 }
 
 
-@pytest.mark.parametrize('m', [2, 3])
-@pytest.mark.parametrize('kind', DTYPES)
-@each_optimizer
+def with_dtypes():
+  """Every optimizer with every dtype; of weightings one m with each."""
+  many = [(name, kind, m) for name in INNERS for kind in DTYPES for m in (2, 3)]
+  for name in WEIGHTINGS:
+    many += [(name, kind, 3 - i % 2) for i, kind in enumerate(DTYPES)]
+  return many
+
+
+@pytest.mark.parametrize(('name', 'kind', 'm'), with_dtypes())
 def test_every_dtype_stays_and_weights_are_float32(name, kind, m):
   dtype, has_x64 = DTYPES[kind]
   with jax.enable_x64(has_x64):
@@ -252,7 +263,7 @@ def test_every_dtype_stays_and_weights_are_float32(name, kind, m):
 
 
 @pytest.mark.parametrize('kind', ['bfloat16', 'float16'])
-@each_optimizer
+@each_inner
 def test_half_precision_follows_float32(name, kind):
   # Of the same numbers, with a parameter that has no gradient: that is 0 / 0
   # where moments are float16, in which an eps of 1e-8 is 0.
@@ -440,8 +451,12 @@ def whole_step(name, m):
 
 
 @each_mesh
-@pytest.mark.parametrize('m', [2, 9])
-@each_optimizer
+@pytest.mark.parametrize(
+  ('name', 'm'),
+  # The Gramian of many is another one.
+  [(name, m) for name in INNERS for m in (2, 9)]
+  + [(name, 3) for name in WEIGHTINGS],
+)
 def test_sharded_parameters_equal_whole_ones(name, m, axis_type, four_devices):
   tx = optax.chain(make(name, m=m), mopt.prune_by_magnitude(0.3))
   params, grads = numbers_to_shard(), numbers_to_shard(m, seed=1)
@@ -528,7 +543,7 @@ def test_a_group_without_leaves_is_nothing_to_do(name):
   assert optax.tree.get(state, 'weights').shape == (2,)
 
 
-@each_optimizer
+@each_inner
 def test_the_rate_may_be_injected(name):
   injected = optax.inject_hyperparams(
     lambda learning_rate: make(name, learning_rate)
@@ -567,7 +582,7 @@ def test_every_hyperparameter_may_be_injected(name):
   chex.assert_trees_all_close(updates, plain_updates, rtol=1e-4, atol=1e-6)
 
 
-@each_optimizer
+@each_inner
 def test_pruning_last_gives_zeros(name):
   tx = optax.chain(
     make(name, 0.01), mopt.prune_by_magnitude(0.3, mask=mopt.dense_kernels)
