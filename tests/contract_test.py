@@ -43,7 +43,7 @@ OPTIMIZERS = {
   'upgrad': functools.partial(weighted_by, mopt.upgrad),
   'cagrad': functools.partial(weighted_by, mopt.cagrad(0.5)),
   'nash_mtl': functools.partial(weighted_by, mopt.nash_mtl),
-  'fairgrad': functools.partial(weighted_by, mopt.fairgrad(2.0)),
+  'fairgrad': functools.partial(weighted_by, mopt.fairgrad(0.5)),
 }
 each_optimizer = pytest.mark.parametrize('name', OPTIMIZERS)
 
