@@ -7,7 +7,8 @@ for all of a program, and TPUs do not have it at all.
 Dekker, `A floating-point technique for extending the available precision
 <https://doi.org/10.1007/BF01397083>`_, 1971. A compiler may contract a * b + c
 into one rounding; the products below are exact, so that this cannot change
-them.
+them. But it takes `(x + 1) - 1` for x, whatever rounding says: what is added
+must not be a constant, unless the sum is exact.
 """
 
 import jax

@@ -89,7 +89,7 @@ WEIGHTINGS = {
   ),
   'cagrad': functools.partial(weighted_by, mopt.cagrad(0.5)),
   'nash_mtl': functools.partial(weighted_by, mopt.nash_mtl),
-  'fairgrad': functools.partial(weighted_by, mopt.fairgrad(2.0)),
+  'fairgrad': functools.partial(weighted_by, mopt.fairgrad(0.5)),
   **{
     name: functools.partial(weighted_by, weighting)
     for name, weighting in WITH_STATE.items()

@@ -143,3 +143,45 @@ def test_graddrop_is_theirs_with_the_same_numbers(monkeypatch):
   expected = direction_of(torchjd.GradDrop(), gradients)
   found, _ = tx.update(jnp.float32(gradients), state, params)
   np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def with_few_conflicts(m):
+  return np.random.default_rng(m).normal(size=(m, 3 * m)) + 0.3
+
+
+SIZES = pytest.mark.parametrize('m', [2, 3, 8, 16])
+
+
+@SIZES
+def test_cagrad(m):
+  gradients = with_few_conflicts(m)
+  gramian = gradients @ gradients.T
+  # What TorchJD solves its program to.
+  expected = torchjd.CAGradWeighting(c=0.5)(torch.tensor(gramian)).numpy()
+  found = mopt.cagrad(0.5)(jnp.float32(gramian))
+  assert error_of(found, gradients, gradients.T @ expected) <= 1e-3
+
+
+@SIZES
+@pytest.mark.parametrize('alpha', [1.0, 2.0])
+def test_fairgrad(m, alpha):
+  gradients = with_few_conflicts(m)
+  gramian = gradients @ gradients.T
+  expected = torchjd.FairGradWeighting(alpha=alpha)(
+    torch.tensor(gramian)
+  ).numpy()
+  found = mopt.fairgrad(alpha)(jnp.float32(gramian))
+  assert error_of(found, gradients, gradients.T @ expected) <= 1e-5
+
+
+# Of CVXPY, about how TorchJD has it solve.
+@pytest.mark.filterwarnings('ignore:You are solving a parameterized problem')
+@SIZES
+def test_nash_mtl(m):
+  pytest.importorskip('cvxpy', reason='TorchJD solves Nash-MTL with it')
+  gradients = with_few_conflicts(m)
+  aggregator = torchjd.NashMTL(n_tasks=m, max_norm=0.0, optim_niter=100)
+  expected = aggregator(torch.tensor(gradients)).numpy()
+  weights = mopt.nash_mtl(jnp.float32(gradients @ gradients.T))
+  found = gradients.T @ np.asarray(weights, np.float64)
+  assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)

@@ -95,6 +95,11 @@ def fairgrad(alpha: jax.typing.ArrayLike = 2.0) -> Function:
   the weights are those times :math:`s^{-2 \alpha / (1 + \alpha)}`. It costs 5
   to 30 solves of an `[m, m]` system.
 
+  The squared length of the direction is the sum of :math:`a^{1 - 1 / \alpha}`.
+  Near a Pareto-stationary point, where the weights grow, it falls for
+  `alpha < 1` and grows for `alpha > 1`: there steps of it end only if the
+  learning rate falls, or the update is clipped.
+
   How it is solved, and what it does at Pareto-stationary points, with zeros and
   with what is not finite, is said at `mopt.nash_mtl`.
 
@@ -214,7 +219,6 @@ def _newton(matrix: jax.Array, start: jax.Array, alpha: jax.Array) -> jax.Array:
   step is damped as a whole, so that the potential falls.
   """
   dtype = matrix.dtype
-  m = len(start)
   in_pairs = pairs.from_array(matrix)
   smallest = 64 * jnp.finfo(dtype).eps * jnp.maximum(1, alpha)
   smallest = jnp.maximum(smallest, 1e-11)
@@ -237,10 +241,9 @@ def _newton(matrix: jax.Array, start: jax.Array, alpha: jax.Array) -> jax.Array:
     damping = jnp.where(old.steps < _FREE_STEPS, 1, damping)
     change = jnp.maximum(damping * change, _LEAST_LEFT - 1)
     factor = pairs.from_array(change)
-    one = (jnp.ones(m, jnp.float32), jnp.zeros(m, jnp.float32))
     steps = old.steps + 1
     return _Newton(
-      y=pairs.mul(old.y, pairs.add(one, factor)),
+      y=pairs.add(old.y, pairs.mul(old.y, factor)),
       steps=steps,
       done=~(jnp.max(size) > smallest) | (steps >= _MOST_STEPS),
     )

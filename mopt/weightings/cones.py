@@ -1,5 +1,7 @@
 """The mean, freed of what is against an objective: projections onto a cone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -24,8 +26,9 @@ def dual_proj(gramian: jax.Array) -> jax.Array:
   Solved by the active-set method of `mopt.min_norm_weights`, in pairs of
   floats: exact for norms that lie decades apart. A gradient that is zero keeps
   its weight 1 / m, which changes nothing. A Gramian that is not finite gives
-  weights that are all NaN. Forward-mode derivatives and, of two objectives,
-  reverse-mode ones are those of the solver's arithmetic.
+  weights that are all NaN. It can be differentiated in both modes; of more than
+  two by the equations that hold at the solution, which weights are more than
+  1 / m being held fixed.
 
   Args:
     gramian: `[m, m]`, m >= 2, symmetric positive semidefinite, see
@@ -125,6 +128,7 @@ def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
   return jnp.where(whole > 0, part, 0) / jnp.where(whole > 0, whole, 1)
 
 
+@jax.custom_jvp
 def _project(gramian: jax.Array, start: jax.Array) -> jax.Array:
   """Weights of the projection of `start` weights onto the dual cone.
 
@@ -151,3 +155,20 @@ def _project(gramian: jax.Array, start: jax.Array) -> jax.Array:
   added = pairs.to_array(found, gramian.dtype)
   # First the scales, whose product with what is added is in range.
   return start + jnp.ldexp(unit, exponent) * added
+
+
+@_project.defjvp
+def _project_jvp(primals, tangents):
+  """By the equations of the solution: no slope where weights are added to."""
+  (gramian, start), (change, change_of_start) = primals, tangents
+  weights = _project(gramian, start)
+  unit, _ = quadratic_program.unit_scales(gramian)
+  is_free = weights > start
+  both = is_free[:, None] & is_free[None, :]
+  scaled = gramian * unit[:, None] * unit[None, :]
+  system = jnp.where(both, scaled, jnp.eye(len(unit), dtype=gramian.dtype))
+  held = jnp.where(is_free, 0, change_of_start)
+  times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+  slopes = times(change, weights) + times(gramian, held)
+  pull = jnp.where(is_free, unit * slopes, 0)
+  return weights, held - unit * jnp.linalg.solve(system, pull)
