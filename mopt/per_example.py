@@ -88,8 +88,8 @@ def per_example_gramian(
   not formed: it is found from the inputs of each layer and the cotangents of
   its outputs, which takes one forward and one backward pass. Weights that are
   found from it weigh the losses, whose gradient any optimizer takes: see the
-  example. Of LeNet-5 such a step takes a quarter of the time of the stacked way
-  on a CPU for batches of 32, and an eighth for 128.
+  example. Of LeNet-5 such a step takes 0.4 of the time of the stacked way on a
+  CPU for batches of 32, and a quarter for 128.
 
   Any loss that `jax.vmap(jax.grad(loss))` takes will do. What saves is this:
 

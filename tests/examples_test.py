@@ -83,6 +83,7 @@ def test_examples_are_short(path):
   assert len(path.read_text().splitlines()) <= 125
 
 
+@pytest.mark.slow
 def test_three_tasks_of_one_network_are_learnt(tmp_path, capsys):
   path = tmp_path / 'tasks.png'
   load('multi_task').main([f'--out={path}', '--epochs=4'])
@@ -98,6 +99,7 @@ def test_three_tasks_of_one_network_are_learnt(tmp_path, capsys):
     assert min(odd, more) > 80
 
 
+@pytest.mark.slow
 def test_every_digit_is_an_objective(tmp_path, capsys):
   path = tmp_path / 'losses.png'
   load('per_example').main([f'--out={path}', '--epochs=2'])

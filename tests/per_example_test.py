@@ -98,6 +98,7 @@ def test_multilayer_perceptron():
   check(*network(models.create('mlp'), normal(M, 28, 28, 1)))
 
 
+@pytest.mark.slow
 def test_vgg_whose_batch_statistics_are_frozen():
   # Its other convolution, of LeNet-5 too, takes twice as long to compile.
   model = models.create('vgg', batch_last=False)
@@ -120,6 +121,7 @@ class Layers(nn.Module):
     return nn.Dense(10)(nn.PReLU()(x).reshape(len(x), -1))
 
 
+@pytest.mark.slow
 def test_layers_of_pictures():
   check(*network(Layers(), normal(M, 9, 8, 3)))
 

@@ -222,6 +222,7 @@ def test_optimizers_weigh_directions_or_gradients(name):
   ],
   ids=lambda settings: settings['weighting'],
 )
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_state_of_its_weighting(
   few_digits, tmp_path, settings
 ):
