@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mopt.checks import check_factor
 from mopt.checks import check_gramian
 from mopt.checks import check_integer
 from mopt.weightings import states
@@ -81,7 +82,7 @@ def dwa(temperature: jax.typing.ArrayLike = 2.0, every: int = 1) -> Weighting:
     Liu et al., `End-to-End Multi-Task Learning with Attention
     <https://arxiv.org/abs/1803.10704>`_, 2019, equation (7).
   """
-  states.check_positive('temperature', temperature)
+  check_factor('temperature', temperature, is_positive=True)
   every = check_integer('every', every, 1)
 
   def init(m):
@@ -162,7 +163,7 @@ def stch(
     Lin et al., `Smooth Tchebycheff Scalarization for Multi-Objective
     Optimization <https://arxiv.org/abs/2402.19078>`_, 2024, equation (8).
   """
-  states.check_positive('mu', mu)
+  check_factor('mu', mu, is_positive=True)
   states.check_preferences(preferences)
   states.check_finite('ideal', ideal)
 

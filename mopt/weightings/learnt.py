@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mopt.checks import check_factor
 from mopt.checks import check_gramian
 from mopt.weightings import states
 from mopt.weightings.weighting import check_values
@@ -295,7 +296,7 @@ def gradnorm(
     in Deep Multitask Networks <https://arxiv.org/abs/1711.02257>`_, 2018,
     Algorithm 1.
   """
-  states.check_nonnegative('alpha', alpha)
+  check_factor('alpha', alpha)
   optimizer = _check_optimizer(optimizer, optax.adam(_RATE))
 
   def init(m):

@@ -49,16 +49,6 @@ def check_number(
     raise ValueError(f'{name} must be {expected}, got {value}.')
 
 
-def check_positive(name: str, value: jax.typing.ArrayLike) -> None:
-  """Raises unless this is one positive finite number."""
-  check_number(name, value, lambda x: x > 0, 'a positive finite number')
-
-
-def check_nonnegative(name: str, value: jax.typing.ArrayLike) -> None:
-  """Raises unless this is one finite number >= 0."""
-  check_number(name, value, lambda x: x >= 0, 'a finite number >= 0')
-
-
 def check_finite(name: str, value: jax.typing.ArrayLike) -> None:
   """Raises unless this is one finite number, or a vector of them."""
   known = known_numbers(name, value)

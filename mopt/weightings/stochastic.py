@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mopt.checks import check_factor
 from mopt.checks import check_gramian
 from mopt.checks import check_integer
 from mopt.weightings import states
@@ -71,8 +72,8 @@ def modo(
     Chen et al., `Three-Way Trade-Off in Multi-Objective Learning
     <https://arxiv.org/abs/2305.20057>`_, 2023, Algorithm 1.
   """
-  states.check_positive('step_size', step_size)
-  states.check_nonnegative('regularization', regularization)
+  check_factor('step_size', step_size, is_positive=True)
+  check_factor('regularization', regularization)
 
   def update(gramian, state, *, cross_gramian=None, **extra):
     gramian, cross = _pair(gramian, cross_gramian)
@@ -148,9 +149,9 @@ def sdmgrad(
     Provable Stochastic Algorithms <https://arxiv.org/abs/2305.18409>`_, 2023,
     Algorithm 1.
   """
-  states.check_nonnegative('regularization', regularization)
+  check_factor('regularization', regularization)
   states.check_preferences(preferences)
-  states.check_positive('step_size', step_size)
+  check_factor('step_size', step_size, is_positive=True)
   num_steps = check_integer('num_steps', num_steps, 1)
 
   def update(gramian, state, *, cross_gramian=None, **extra):
