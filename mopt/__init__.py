@@ -16,6 +16,7 @@ _NAMES = {
     'group_norm',
     'l1_norm',
     'l2_norm_squared',
+    'log_sum_norm',
     'lp_norm',
     'NonzeroCount',
   ),

@@ -38,6 +38,7 @@ from mopt.objectives import count_nonzero as count_nonzero
 from mopt.objectives import group_norm as group_norm
 from mopt.objectives import l1_norm as l1_norm
 from mopt.objectives import l2_norm_squared as l2_norm_squared
+from mopt.objectives import log_sum_norm as log_sum_norm
 from mopt.objectives import lp_norm as lp_norm
 from mopt.objectives import NonzeroCount as NonzeroCount
 from mopt.pareto import hypervolume as hypervolume

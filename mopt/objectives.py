@@ -96,6 +96,13 @@ def l2_norm_squared(params: PyTree, mask: Mask = None) -> jax.Array:
   return _sum_over(jnp.square, params, mask)
 
 
+def _check_scale(name: str, value: float) -> None:
+  # Beyond these terms are 0 / 0 or 0 * inf.
+  limits = jnp.finfo(jnp.float32)
+  if not float(limits.tiny) <= value <= float(limits.max):
+    raise ValueError(f'{name} must be positive, a normal float32, got {value}.')
+
+
 def lp_norm(
   params: PyTree, p: float, mask: Mask = None, smoothing: float = 1e-3
 ) -> jax.Array:
@@ -131,17 +138,60 @@ def lp_norm(
       f'p must lie between 0 and 1, got {p}: use l1_norm for 1 and '
       'l2_norm_squared for 2.'
     )
-  # Beyond these terms are 0 / 0 or 0 * inf.
-  limits = jnp.finfo(jnp.float32)
-  if not float(limits.tiny) <= smoothing <= float(limits.max):
-    raise ValueError(
-      f'smoothing must be positive, a normal float32, got {smoothing}.'
-    )
+  _check_scale('smoothing', smoothing)
 
   def term(x):
     # The same as the docstring's difference, without its cancellation.
     ratio = x / smoothing
     return smoothing**p * jnp.expm1(0.5 * p * jnp.log1p(jnp.square(ratio)))
+
+  return _sum_over(term, params, mask)
+
+
+def log_sum_norm(
+  params: PyTree, mask: Mask = None, eps: float = 0.1
+) -> jax.Array:
+  """Sum of logarithms, `eps log(1 + |w| / eps)`: l1 for small weights.
+
+  A small weight is pulled towards 0 as by `l1_norm`, with the slope 1, and a
+  large one hardly: the slope is `eps / (eps + |w|)`. So those that stay shrink
+  less, at a price: it is not convex. At 0 the subgradient is 0, and a weight
+  that is zero stays at rest.
+
+  Args:
+    params: pytree of arrays, `|w|` below `1e38 * eps`.
+    mask: which leaves count, see `mopt.mask_by_path`; `None` for all, but in a
+      tree those of integers and booleans: none of these is a weight unless a
+      mask names it.
+    eps: where the slope is a half, > 0, in the units of the weights; a normal
+      float32. The larger, the nearer to l1.
+
+  Returns:
+    A scalar, accumulated in f32, or in f64 where a leaf is f64; 0 without one.
+
+  Raises:
+    ValueError: for an `eps` out of range.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import mopt
+    >>> w = jnp.array([0.0, 0.1])
+    >>> round(float(mopt.log_sum_norm(w)), 4)
+    0.0693
+    >>> print(jax.grad(mopt.log_sum_norm)(w))
+    [0.  0.5]
+
+  References:
+    Candès, Wakin and Boyd, `Enhancing Sparsity by Reweighted l1 Minimization
+    <https://doi.org/10.1007/s00041-008-9045-x>`_, 2008, section 2.2.
+  """
+  _check_scale('eps', eps)
+
+  def term(x):
+    # |x| with the sign held fixed, as in l1_norm.
+    size = x * jax.lax.stop_gradient(jnp.sign(x))
+    return eps * jnp.log1p(size / eps)
 
   return _sum_over(term, params, mask)
 

@@ -18,6 +18,7 @@ from mopt.objectives import as_float
 from mopt.objectives import group_norm
 from mopt.objectives import l1_norm
 from mopt.objectives import l2_norm_squared
+from mopt.objectives import log_sum_norm
 from mopt.objectives import lp_norm
 from mopt.objectives import Objective
 from mopt.objectives import of_one_dtype
@@ -75,6 +76,7 @@ class _Call(NamedTuple):
 
 
 _Parameter = inspect.Parameter
+_NORMS = (group_norm, l1_norm, l2_norm_squared, log_sum_norm, lp_norm)
 
 
 def _call_of(objective: Objective) -> _Call:
@@ -85,7 +87,7 @@ def _call_of(objective: Objective) -> _Call:
   """
   alone = _Call(False, frozenset(), False)
   function, bound = _innermost(objective)
-  if function in (group_norm, l1_norm, l2_norm_squared, lp_norm):
+  if function in _NORMS:
     return alone  # what else they take is a mask, not a batch
   parameters = _parameters(objective)
   if parameters is None:  # a builtin: no signature to read

@@ -42,9 +42,18 @@ def finite_difference(function, x, h=1e-6):
   return slopes.reshape(np.shape(x))
 
 
+def log_sum_float64(x, eps=0.1):
+  return (eps * np.log(1 + np.abs(x) / eps)).sum()
+
+
 COMPLEXITIES = {
   'l1_norm': (mopt.l1_norm, l1_float64),
   'l2_norm_squared': (mopt.l2_norm_squared, l2_float64),
+  'log_sum_norm': (mopt.log_sum_norm, log_sum_float64),
+  'log_sum_norm_of_large_weights': (
+    functools.partial(mopt.log_sum_norm, eps=1e-3),
+    functools.partial(log_sum_float64, eps=1e-3),
+  ),
   'lp_norm': (functools.partial(mopt.lp_norm, p=0.5), lp_float64),
   'lp_norm_of_small_weights': (
     functools.partial(mopt.lp_norm, p=0.3, smoothing=2.0),
@@ -272,6 +281,35 @@ def test_lp_norm_refuses_bad_arguments(kwargs, match):
 
 
 @pytest.mark.parametrize('transform', [lambda f: f, jax.jit], ids=['', 'jit'])
+def test_log_sum_pulls_small_weights_as_l1_and_large_ones_hardly(transform):
+  w = jnp.array([0.0, -0.0, 1e-30, -1e-7, 0.1, -0.1, 1e6, -1e30])
+  slopes = transform(jax.grad(mopt.log_sum_norm))(w)
+  expected = [0, 0, 1, -1, 0.5, -0.5, 1e-7, -1e-31]
+  np.testing.assert_allclose(slopes, expected, rtol=1e-5)
+  # It is below l1, and above it for no weight.
+  sizes = jnp.abs(w[2:])
+  values = jax.vmap(transform(mopt.log_sum_norm))(w[2:])
+  assert (values <= sizes).all()
+  np.testing.assert_allclose(
+    values, 0.1 * np.log1p(np.asarray(sizes, float) / 0.1), rtol=1e-6
+  )
+  # The larger eps, the nearer.
+  near = transform(functools.partial(mopt.log_sum_norm, eps=1e6))
+  assert near(w[:6]) == pytest.approx(float(mopt.l1_norm(w[:6])), rel=1e-5)
+
+
+@pytest.mark.parametrize('eps', [0.0, -1.0, 1e-46, float('inf'), float('nan')])
+def test_log_sum_refuses_an_eps_out_of_range(eps):
+  with pytest.raises(ValueError, match='eps must be positive, .* got '):
+    mopt.log_sum_norm({}, eps=eps)
+
+
+def test_log_sum_hides_nothing_that_is_not_finite():
+  assert np.isnan(mopt.log_sum_norm(jnp.array([1.0, np.nan])))
+  assert mopt.log_sum_norm(jnp.array([1.0, np.inf])) == np.inf
+
+
+@pytest.mark.parametrize('transform', [lambda f: f, jax.jit], ids=['', 'jit'])
 def test_count_nonzero_counts_in_total_and_for_each_leaf(transform):
   params = {
     'a': {'kernel': jnp.array([[0.0, -0.0, 1e-37], [jnp.nan, jnp.inf, 2.0]])},
@@ -399,6 +437,8 @@ def test_norms_of_float64_are_float64_and_so_are_their_gradients(
   slopes = {
     'l1_norm': np.sign(FINE),
     'l2_norm_squared': 2 * FINE,
+    'log_sum_norm': np.sign(FINE) / (1 + np.abs(FINE) / 0.1),
+    'log_sum_norm_of_large_weights': np.sign(FINE) / (1 + np.abs(FINE) / 1e-3),
     'lp_norm': 0.5 * FINE * (FINE**2 + 1e-6) ** -0.75,
     'lp_norm_of_small_weights': 0.3 * FINE * (FINE**2 + 4) ** -0.85,
   }

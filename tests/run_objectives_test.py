@@ -154,12 +154,12 @@ def test_each_objective_is_of_what_may_be_pruned(prunable):
     (
       'l3',
       'objectives=l3: expected error first, and then one or more of l1, l2, '
-      'group, lp.',
+      'group, log_sum, lp.',
     ),
     (
       'l3:0.5',
       'objectives=l3:0.5: expected error first, and then one or more of l1, '
-      'l2, group, lp.',
+      'l2, group, log_sum, lp.',
     ),
     ('l1:2', 'objectives=l1:2: expected no number after l1.'),
     ('group:0', 'objectives=group:0: expected no number after group.'),
@@ -214,7 +214,7 @@ def test_a_message_lists_your_own():
   config = Config(objectives=('error', 'smoth'))
   assert _error_of(make_objectives, config, {'smooth': _smooth}) == (
     'objectives=smoth: expected error first, and then one or more of l1, l2, '
-    'group, lp, smooth.'
+    'group, log_sum, lp, smooth.'
   )
 
 
@@ -692,11 +692,12 @@ def _loss(params, images, labels):
 
 
 def _penalties(params):
-  """l1, group and lp of the dense kernels, written out once more."""
+  """Those of the dense kernels, written out once more."""
   kernels = [params[f'layer{i}']['kernel'] for i in (1, 2, 3)]
   return {
     'l1': sum(jnp.abs(w).sum() for w in kernels),
     'group': sum(jnp.sqrt((w**2).sum(axis=0)).sum() for w in kernels),
+    'log_sum': sum((0.1 * jnp.log(1 + 10 * jnp.abs(w))).sum() for w in kernels),
     'lp:0.5': sum(((w**2 + 1e-6) ** 0.25 - 1e-3**0.5).sum() for w in kernels),
   }
 
@@ -1188,7 +1189,7 @@ def test_the_knee_of_another_penalty_is_searched(tmp_path, monkeypatch):
     (
       ['--objectives=error,smooth'],
       'objectives=smooth: expected error first, and then one or more of l1, '
-      'l2, group, lp.',
+      'l2, group, log_sum, lp.',
     ),
     (
       ['--objectives=error,lp:2'],

@@ -175,8 +175,9 @@ class Config:
     'objectives',
     'What is minimised: the error and, of the weights that may be pruned, l1 '
     '(sum of magnitudes), l2 (sum of squares), group (norms of what enters '
-    'each unit or filter, summed) and lp:P (sum of smoothed powers, 0 < P < 1, '
-    'default 0.5). See docs/objectives.md.',
+    'each unit or filter, summed), lp:P (sum of smoothed powers, 0 < P < 1, '
+    'default 0.5) and log_sum:EPS (sum of EPS log(1 + magnitude / EPS), by '
+    'default 0.1). See docs/objectives.md.',
     check=_objectives,
   )
   weighting: str | None = setting(

@@ -33,6 +33,7 @@ _PENALTIES = {
   'l1': _Penalty(mopt.l1_norm),
   'l2': _Penalty(mopt.l2_norm_squared),
   'group': _Penalty(mopt.group_norm),
+  'log_sum': _Penalty(mopt.log_sum_norm, 'eps', 0.1),
   'lp': _Penalty(mopt.lp_norm, 'p', 0.5),
 }
 
