@@ -1,4 +1,8 @@
-"""Multiobjective optimization for JAX, as Optax gradient transformations."""
+"""Multiobjective optimization for JAX, as Optax gradient transformations.
+
+`help(mopt.aggregate)` says how the gradients of several objectives become one
+update, `help(mopt.weightings)` which of the weightings to take.
+"""
 
 from mopt import lazy
 
