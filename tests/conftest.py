@@ -6,6 +6,7 @@ asks for the fixture `four_devices`.
 
 import atexit
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -29,6 +30,20 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # A busy machine is no failure.
 hypothesis.settings.register_profile('patient', deadline=None)
 hypothesis.settings.load_profile('patient')
+
+
+# Linux gives a process 65,530 pieces of memory, of which each program takes a
+# few: beyond that, compiling one more crashes.
+_MAPS = pathlib.Path('/proc/self/maps')
+_MANY = 20_000
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+  """Lets go of what is compiled, between two files, if it is a lot."""
+  yield
+  if _MAPS.exists() and _MAPS.read_bytes().count(b'\n') > _MANY:
+    jax.clear_caches()
 
 
 @pytest.fixture
