@@ -593,7 +593,6 @@ numbers = st.one_of(
   st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, np.nan, np.inf, -np.inf]),
   st.floats(width=32, allow_nan=False, allow_subnormal=False),
 )
-lists = st.lists(numbers, max_size=24)
 
 
 def prune_all(tx, weights):
@@ -603,22 +602,35 @@ def prune_all(tx, weights):
   return step_of(tx)(params, tx.init(params), zeros)
 
 
-@settings(max_examples=40)
+@functools.cache
+def prune_to(scope):
+  """Compiled once, for weights of any values."""
+
+  @jax.jit
+  def prune(share, weights):
+    return prune_all(mopt.prune_to_sparsity(share, scope=scope), weights)
+
+  return prune
+
+
+@settings(max_examples=100)
 @given(
-  st.lists(lists, max_size=3),
+  st.lists(numbers, min_size=19, max_size=19),
   st.floats(0, 1, width=32),
   st.sampled_from(['global', 'leaf']),
   st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
-@example([[1.0, -1.0, 1.0], [1.0]], 0.5, 'global', jnp.float32)
-@example([[np.nan, np.inf, 1.0], [np.nan]], 1.0, 'global', jnp.float32)
-@example([[0.0, 0.0, 1.0]], 0.0, 'global', jnp.float32)
+@example([1.0, -1.0] * 9 + [1.0], 0.5, 'global', jnp.float32)
+@example([np.nan] * 12 + [np.inf] * 6 + [1.0], 1.0, 'global', jnp.float32)
+@example([0.0] * 18 + [1.0], 0.0, 'global', jnp.float32)
+@example([2.0] * 19, 1.0, 'leaf', jnp.bfloat16)
 def test_the_smallest_and_of_equal_ones_the_last_go(
-  leaves, share, scope, dtype
+  values, share, scope, dtype
 ):
   with np.errstate(over='ignore'):
-    weights = {f'{k}': np.array(x, dtype) for k, x in enumerate(leaves)}
-  new, state = prune_all(mopt.prune_to_sparsity(share, scope=scope), weights)
+    values = np.array(values, dtype)
+  weights = {'a': values[:6].reshape(2, 3), 'b': values[6:7], 'c': values[7:]}
+  new, state = prune_to(scope)(np.float32(share), weights)
   keep = to_sparsity(None, weights, share, scope)
   expected = {k: np.where(keep[k], x, dtype(0)) for k, x in weights.items()}
   assert_same(new, expected)
@@ -689,79 +701,39 @@ def test_other_bad_arguments_of_shares_are_refused():
     mopt.prune_to_sparsity(lambda count: jnp.ones(2)).init(jnp.ones(2))
 
 
-@pytest.mark.parametrize('scope', ['global', 'leaf'])
-def test_more_weights_than_can_be_counted_are_refused(scope):
-  half = jax.ShapeDtypeStruct((2**29, 1), jnp.float32)
-  sizes = {'global': 3, 'leaf': 1}
-  tx = mopt.prune_to_sparsity(0.5, scope=scope)
-  jax.eval_shape(tx.init, [half] * (sizes[scope] - 1 or 4))
-  too_many = [half] * 3
-  if scope == 'leaf':
-    too_many = [jax.ShapeDtypeStruct((2**29, 3), jnp.float32)]
-  with pytest.raises(ValueError, match='at most 1073741824 weights, got 16'):
-    jax.eval_shape(tx.init, too_many)
-
-
-@pytest.mark.parametrize(
-  ('count', 'share'),
-  # 0.2 + 0.7 * (1 - 0.5^3) = 0.8125, 0.9 - 0.7 * 0.75^3 = 0.6046875.
-  [(0, 0.2), (10, 0.2), (15, 0.6046875), (20, 0.8125), (30, 0.9), (99, 0.9)],
-)
-def test_the_cubic_share_is_that_of_the_paper(count, share):
-  schedule = mopt.cubic_sparsity(0.9, begin=10, end=30, initial=0.2)
-  assert float(schedule(count)) == pytest.approx(share, rel=1e-6)
-  found = float(jax.jit(schedule)(jnp.int32(count)))
-  assert found == pytest.approx(share, rel=1e-6)
-
-
-@given(
-  st.floats(0, 1, width=32),
-  st.floats(0, 1, width=32),
-  st.integers(0, 10_000),
-  st.integers(1, 10_000),
-)
-def test_the_ends_of_the_cubic_share_are_exact(final, initial, begin, steps):
-  end = begin + steps
-  schedule = mopt.cubic_sparsity(final, begin, end, initial)
-  for count in (0, begin, np.int32(begin)):
-    assert schedule(count) == np.float32(initial)
-  for count in (end, 2 * end, np.int32(end)):
-    assert schedule(count) == np.float32(final)
-  shares = schedule(np.linspace(begin, end, 20))
-  low, high = sorted([initial, final])
-  assert ((shares >= low - 1e-6) & (shares <= high + 1e-6)).all()
-
-
-@pytest.mark.parametrize(
-  ('kwargs', 'message'),
-  [
-    ({'final': 1.1}, 'final must be a share from 0 to 1, got 1.1'),
-    ({'initial': -0.1}, 'initial must be a share from 0 to 1, got -0.1'),
-    ({'final': np.nan}, 'final must be a share from 0 to 1, got nan'),
-    ({'begin': -1}, 'begin must be >= 0 and finite, got -1'),
-    ({'begin': 10}, 'end must be > begin, 10, and finite, got 10'),
-    ({'end': np.inf}, 'end must be > begin, 0, and finite, got inf'),
-  ],
-)
-def test_bad_cubic_shares_are_refused(kwargs, message):
+def test_more_weights_than_can_be_counted_are_refused():
+  half, more = (
+    jax.ShapeDtypeStruct((2**29, width), jnp.float32) for width in (1, 3)
+  )
+  message = 'at most 1073741824 weights, got 1610612736'
+  tx = mopt.prune_to_sparsity(0.5)
+  jax.eval_shape(tx.init, [half] * 2)
+  with pytest.raises(ValueError, match=f"{message}: see scope='leaf'"):
+    jax.eval_shape(tx.init, [half] * 3)
+  tx = mopt.prune_to_sparsity(0.5, scope='leaf')
   with pytest.raises(ValueError, match=message):
-    mopt.cubic_sparsity(**({'final': 0.9, 'begin': 0, 'end': 10} | kwargs))
+    jax.eval_shape(tx.init, [half, more])
 
 
 # -- n of m -------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@functools.cache
+def prune_groups(n, m):
+  return jax.jit(lambda weights: prune_all(mopt.prune_n_of_m(n, m), weights)[0])
+
+
+@settings(max_examples=100)
 @given(
-  st.integers(1, 9),
-  st.sampled_from([(1, 1), (1, 2), (2, 4), (3, 3), (3, 16)]),
+  st.sampled_from([1, 4, 7, 9]),
+  st.sampled_from([(1, 2), (2, 4), (3, 3), (3, 16)]),
   st.lists(numbers, min_size=18, max_size=18),
 )
 def test_the_largest_of_each_group_stay(size, pair, values):
   x = np.array(values[: 2 * size], np.float32).reshape(size, 2)
-  new, _ = prune_all(mopt.prune_n_of_m(*pair), {'w': x})
+  new = prune_groups(*pair)({'w': x})
   keep = n_of_m(None, {'w': x}, *pair)['w']
-  np.testing.assert_array_equal(new['w'], np.where(keep, x, 0))
+  assert_same(new, {'w': np.where(keep, x, np.float32(0))})
   finite = np.isfinite(x).all(axis=0)
   for start in range(0, size, pair[1]):
     group = np.asarray(new['w'])[start : start + pair[1]]
@@ -821,6 +793,14 @@ def test_a_bias_goes_with_its_kernel_and_no_other():
     jax.tree.map(np.testing.assert_array_equal, new[name], params[name])
   # Of the leaves of the mask.
   assert int(state.nonzeros) == 2 + 2 + 2
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_bias_that_is_not_finite_is_kept_without_its_unit(value):
+  layer = {'kernel': np.full((2, 2), 1e-3), 'bias': np.array([value, 1.0])}
+  new, state = prune_all(mopt.prune_units(0.1), layer)
+  np.testing.assert_array_equal(new['bias'], [value, 0])
+  assert int(state.nonzeros) == 1
 
 
 def test_a_bias_goes_with_its_kernel_in_boxes():
