@@ -230,11 +230,11 @@ def keep_zeros(mask: Mask = None) -> optax.GradientTransformationExtraArgs:
   has them: start it once they have moved, or leave them out.
 
   It must be the last of a chain, as `mopt.prune_by_magnitude`, or stand right
-  before another rule: `optax.chain(optimizer, keep_zeros(), prune_to_sparsity(
-  ...))` prunes more and more and brings nothing back. An update that makes a
-  weight NaN or infinite is not held back, for divergence must not look like
-  sparsity. Moments of the optimizer are untouched. It takes one pass over the
-  weights, and no more memory than two numbers.
+  before another rule: with `mopt.prune_to_sparsity` behind it more and more is
+  pruned, and nothing comes back. An update that makes a weight NaN or infinite
+  is not held back, for divergence must not look like sparsity. Moments of the
+  optimizer are untouched. It takes one pass over the weights, and no more
+  memory than two numbers.
 
   Args:
     mask: which leaves are held, see `mopt.mask_by_path`; `None` for all.
