@@ -1,23 +1,28 @@
 """Magnitude pruning during training: exact zeros by Optax updates.
 
 A weight whose magnitude falls below a threshold is set to zero. Nothing holds
-it there: the next updates may bring it back (soft pruning, section 4).
+it there: the next updates may bring it back (soft pruning, section 4), unless
+`keep_zeros` holds it. Rules that count or group are in `mopt.sparsity`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from mopt.checks import check_integer
 from mopt.checks import known_numbers
 from mopt.masks import is_integer
 from mopt.masks import Mask
 from mopt.masks import masked_leaves
-from mopt.masks import path_name
 from mopt.masks import weight_mask
+from mopt.rules import check_leaves
+from mopt.rules import check_threshold
+from mopt.rules import in_dtype
+from mopt.rules import rule
+from mopt.rules import unless
+from mopt.rules import value_at
+from mopt.rules import Weights
 
 PyTree = Any
 
@@ -25,10 +30,7 @@ PyTree = Any
 def _keep(weights: jax.Array, threshold: jax.typing.ArrayLike) -> jax.Array:
   # "Not below", so that NaN is kept: |NaN| >= t is False and would turn
   # divergence into sparsity. The comparison is in the dtype of the weights.
-  tau = jnp.asarray(threshold, weights.dtype)
-  if isinstance(threshold, jax.Array):  # which may not have been looked at
-    tau = jnp.where(tau < jnp.inf, tau, 0)  # or an infinite one would prune all
-  return ~(jnp.abs(weights) < tau)
+  return ~(jnp.abs(weights) < in_dtype(threshold, weights.dtype))
 
 
 def prune(
@@ -70,9 +72,9 @@ def prune(
       f'threshold must be a number, got {threshold}: of a schedule, give its '
       'value.'
     )
-  _check_threshold(threshold)
+  check_threshold('threshold', threshold)
   chosen = weight_mask(mask, params)
-  _check_leaves(threshold, chosen, params)
+  check_leaves('threshold', threshold, masked_leaves(chosen, params))
 
   def prune_leaf(x, is_chosen):
     if not is_chosen or is_integer(x):
@@ -83,18 +85,11 @@ def prune(
   return jax.tree.map(prune_leaf, params, chosen)
 
 
-class PruneState(NamedTuple):
-  """State of `prune_by_magnitude`."""
-
-  count: jax.Array  # shape=(), dtype=jnp.int32: updates so far.
-  nonzeros: jax.Array  # shape=(), dtype=jnp.int32: in the masked leaves, after
-  # the last update.
-
-
 def prune_by_magnitude(
   threshold: optax.ScalarOrSchedule,
   mask: Mask = None,
   every: jax.typing.ArrayLike = 1,
+  return_threshold: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Prunes small weights after every update, or every so many.
 
@@ -105,6 +100,8 @@ def prune_by_magnitude(
   it from zero depends on the rate: by at most 3.2 learning rates with RMSProp,
   and with Adam's defaults by 3.2 for a gradient after silence and 7.3 at the
   most, for gradients that grow. A falling rate thus makes soft pruning final.
+  A `return_threshold` makes it harder without that (hysteresis): a weight that
+  is zero stays there unless one update carries it that far.
 
   It must be the last of a chain. Whatever follows it, a learning rate say,
   rescales its updates, and nothing is zero then. The symptom: `nonzeros` of its
@@ -129,12 +126,18 @@ def prune_by_magnitude(
     every: prune at every so many updates: 1 is the paper's batchwise pruning,
       the number of updates in an epoch its epochwise pruning. May be traced;
       less than 1 is taken as 1 then.
+    return_threshold: a weight that is zero, at whichever update, pruned or zero
+      from the start as biases are, becomes another number only if that is not
+      below this one; 3 times the threshold, say. At least the threshold, which
+      is the same as `None`: return as a weight stays. Or a schedule, too; where
+      the threshold prunes nothing, nothing is held at zero.
 
   Returns:
     A `GradientTransformationExtraArgs` whose state is a `PruneState`.
 
   Raises:
-    ValueError: for a threshold that is not positive and finite, or an `every`
+    ValueError: for a threshold that is not positive and finite, a
+      `return_threshold` that is less, as far as both are known, or an `every`
       that is no integer >= 1; from `init` and `update` for a threshold that is
       0 or infinite in the dtype of a leaf, which is named (1e-9 is 0 in
       float16), or a mask of another structure; from `update` without `params`,
@@ -159,153 +162,109 @@ def prune_by_magnitude(
     >>> rising = optax.linear_schedule(0.0, 1e-3, transition_steps=1000)
     >>> tx = optax.chain(optax.sgd(0.1), mopt.prune_by_magnitude(rising))
 
+    What is zero returns beyond 3 thresholds:
+
+    >>> tx = mopt.prune_by_magnitude(1e-3, return_threshold=3e-3)
+    >>> params = jnp.array([0.0, 0.0, 0.5])
+    >>> updates = jnp.array([2e-3, 4e-3, -0.498])
+    >>> updates, state = tx.update(updates, tx.init(params), params)
+    >>> print(optax.apply_updates(params, updates))
+    [0.    0.004 0.002]
+
   References:
     Reiners et al., 2020, section 4 (intra-training pruning).
   """
-  is_schedule = callable(threshold)
-  if not is_schedule:
-    _check_threshold(threshold)
-  every = _check_every(every)
+  thresholds = {'threshold': threshold}
+  if return_threshold is not None:
+    thresholds['return_threshold'] = return_threshold
+  for name, value in thresholds.items():
+    if not callable(value):
+      check_threshold(name, value)
+  if return_threshold is not None:
+    _check_order(threshold, return_threshold)
 
-  def init_fn(params):
-    count = jnp.zeros((), jnp.int32)
-    chosen = weight_mask(mask, params)
-    _check_leaves(threshold, chosen, params)
-    if is_schedule:
-      _value_at(threshold, count)  # or the first update would fail
-    return PruneState(count, nonzeros=_count(params, chosen))
+  def values(count):
+    return [value_at(name, x, count) for name, x in thresholds.items()]
 
-  def update_fn(updates, state, params=None, **extra_args):
-    del extra_args
-    if params is None:
-      raise ValueError(
-        'prune_by_magnitude needs the parameters: call '
-        'update(updates, state, params).'
-      )
-    _check_shapes(updates, params)
-    chosen = weight_mask(mask, params)
-    _check_leaves(threshold, chosen, params)
-    # As Optax does: a schedule sees the count before this update.
-    tau = _value_at(threshold, state.count) if is_schedule else threshold
-    count = jnp.asarray(optax.safe_increment(state.count))
-    is_each = isinstance(every, int) and every == 1
-    due = True if is_each else count % every == 0
+  def reach(chosen, params):
+    for name, value in thresholds.items():
+      check_leaves(name, value, masked_leaves(chosen, params))
+    return chosen
 
-    def prune_leaf(update, param, is_chosen):
-      if is_integer(param):
-        return update
-      param = jnp.asarray(param)
-      update = jnp.asarray(update, param.dtype)
-      if not is_chosen:
-        return update
-      # The sum as apply_updates computes it.
-      keep = _keep((param + update).astype(param.dtype), tau)
-      return jnp.where(keep if is_each else keep | ~due, update, -param)
+  def kept(weights, now, due):
+    keep = [unless(due, _keep(x.new, now[0])) for x in weights]
+    if return_threshold is None:
+      return keep
+    return [~_is_held(x, *now) & k for x, k in zip(weights, keep)]
 
-    updates = jax.tree.map(prune_leaf, updates, params, chosen)
-
-    def add(param, update, is_chosen):
-      return jnp.add(param, update) if is_chosen else param
-
-    new = jax.tree.map(add, params, updates, chosen)
-    return updates, PruneState(count, _count(new, chosen))
-
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return rule('prune_by_magnitude', mask, every, kept, values, reach)
 
 
-def _count(params: PyTree, chosen: PyTree) -> jax.Array:
-  counts = jax.tree.map(
-    lambda x, is_chosen: _count_leaf(jnp.asarray(x)) if is_chosen else 0,
-    params,
-    chosen,
-  )
-  return sum(jax.tree.leaves(counts), jnp.zeros((), jnp.int32))
+def _is_held(
+  weights: Weights, threshold: jax.Array, return_threshold: jax.Array
+) -> jax.Array:
+  """Whether a weight is zero, and would not return far enough."""
+  held = (weights.old == 0) & ~_keep(weights.new, return_threshold)
+  return held & (in_dtype(threshold, weights.new.dtype) > 0)
 
 
-def _count_leaf(x: jax.Array) -> jax.Array:
-  # Nonzeros and zeros in one reduction. XLA splits a single large sum on CPUs
-  # and writes its terms to memory for that, which at 1e7 weights took 55 ms;
-  # a reduction of two arrays it leaves whole: 2 ms.
-  zero = jnp.int32(0)
-  nonzeros, zeros = jax.lax.reduce(
-    ((x != 0).astype(jnp.int32), (x == 0).astype(jnp.int32)),
-    (zero, zero),
-    lambda a, b: (a[0] + b[0], a[1] + b[1]),
-    tuple(range(x.ndim)),
-  )
-  # Both are used, or the compiler would drop one. NaN differs from zero.
-  return (nonzeros + x.size - zeros) // 2
-
-
-def _check_threshold(threshold: Any) -> None:
-  """Raises unless this is one number of the right size, as far as is known."""
-  known = known_numbers('threshold', threshold)
-  shape = np.shape(threshold)
-  if shape != ():
-    raise ValueError(f'threshold must be one number, got shape {shape}.')
-  # As optax.inject_hyperparams has it from a schedule that starts with 0.
-  is_none = known == 0 and isinstance(threshold, jax.Array)
-  limit = float(jnp.finfo(jnp.result_type(float)).max)
-  if known is not None and not (0 < known <= limit or is_none):
-    raise ValueError(
-      f'threshold must be a positive finite number, got {threshold}.'
-    )
-
-
-def _value_at(schedule: optax.Schedule, count: jax.Array) -> jax.Array:
-  """The threshold at a number of updates. Its size cannot be checked."""
-  value = schedule(count)
-  if not isinstance(value, jax.Array):
-    known_numbers('the value of threshold', value)
-    value = jnp.asarray(value)
-  if value.shape != () or not jnp.isrealobj(value):
-    raise ValueError(
-      f'threshold must give one real number, got shape {value.shape} and '
-      f'{value.dtype} from {schedule}.'
-    )
-  return value
-
-
-def _check_every(every: Any) -> Any:
-  """An integer of Python, or one that is traced and at least 1."""
-  if not isinstance(every, jax.core.Tracer):
-    return check_integer('every', every, 1)
-  if every.shape != () or not jnp.issubdtype(every.dtype, jnp.integer):
-    raise ValueError(f'every must be an integer >= 1, got {every}.')
-  return jnp.maximum(every.astype(jnp.int32), 1)
-
-
-def _check_leaves(threshold: Any, chosen: PyTree, params: PyTree) -> None:
-  """Raises unless leaves are numbers, and the threshold means what it says."""
-  leaves = masked_leaves(chosen, params)
-  known = None
-  if not callable(threshold):
-    known = known_numbers('threshold', threshold)
-  if known is None or known == 0:
+def _check_order(threshold: Any, return_threshold: Any) -> None:
+  if callable(threshold) or callable(return_threshold):
     return
-  for path, leaf in leaves:
-    if is_integer(leaf):
-      continue
-    dtype = getattr(leaf, 'dtype', jnp.result_type(float))
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
-    with np.errstate(over='ignore', under='ignore'):
-      tau = float(known.astype(dtype))
-    # What is subnormal in float32 is taken for 0 on some platforms.
-    least = float(jnp.finfo(jnp.promote_types(dtype, jnp.float32)).tiny)
-    if not least <= tau < np.inf:
-      raise ValueError(
-        f'threshold {threshold} is {tau} in {dtype}, the dtype of {path!r}, '
-        f'and would prune {"none" if tau < least else "all"} of its weights.'
-      )
+  least = known_numbers('threshold', threshold)
+  known = known_numbers('return_threshold', return_threshold)
+  if least is not None and known is not None and known < least:
+    raise ValueError(
+      f'return_threshold must be at least the threshold, {threshold}, got '
+      f'{return_threshold}.'
+    )
 
 
-def _check_shapes(updates: PyTree, params: PyTree) -> None:
-  def check(path, update, param):
-    if jnp.shape(update) != jnp.shape(param):
-      raise ValueError(
-        'prune_by_magnitude must be the last of a chain, where updates have '
-        f'the shape of the parameters: expected {jnp.shape(param)} at '
-        f'{path_name(path)!r}, got {jnp.shape(update)}.'
-      )
+def keep_zeros(mask: Mask = None) -> optax.GradientTransformationExtraArgs:
+  """What is exactly zero in the parameters stays zero (hard pruning).
 
-  jax.tree_util.tree_map_with_path(check, updates, params)
+  For training on what pruning has left, without a penalty (a refit), and for a
+  network that is loaded sparse. No mask is stored: zeros are read from the
+  parameters at each update, so that a weight that becomes zero in training is
+  held from then on. Biases that start from zero are held as well, if the mask
+  has them: start it once they have moved, or leave them out.
+
+  It must be the last of a chain, as `mopt.prune_by_magnitude`, or stand right
+  before another rule: with `mopt.prune_to_sparsity` behind it more and more is
+  pruned, and nothing comes back. An update that makes a weight NaN or infinite
+  is not held back, for divergence must not look like sparsity. Moments of the
+  optimizer are untouched. It takes one pass over the weights, and no more
+  memory than two numbers.
+
+  Args:
+    mask: which leaves are held, see `mopt.mask_by_path`; `None` for all.
+
+  Returns:
+    A `GradientTransformationExtraArgs` whose state is a `PruneState`.
+
+  Raises:
+    ValueError: from `init` and `update` for a mask of another structure; from
+      `update` without `params`, or for updates of another shape than they.
+    TypeError: from `init` and `update`, for a leaf to be held that is no array
+      of real numbers.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import mopt
+    >>> import optax
+    >>> tx = optax.chain(optax.sgd(0.1), mopt.keep_zeros())
+    >>> params = jnp.array([0.5, 0.0])
+    >>> updates, state = tx.update(jnp.ones(2), tx.init(params), params)
+    >>> print(optax.apply_updates(params, updates))
+    [0.4 0. ]
+
+  References:
+    Han et al., 2015, "Learning both weights and connections for efficient
+    neural networks", section 3: retraining what is left.
+  """
+
+  def kept(weights, now, due):
+    del now, due
+    return [(x.old != 0) | ~jnp.isfinite(x.new) for x in weights]
+
+  return rule('keep_zeros', mask, 1, kept)

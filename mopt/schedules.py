@@ -1,4 +1,4 @@
-"""The paper's learning-rate schedules, functions of the number of updates."""
+"""Schedules of rates and shares, functions of the number of updates."""
 
 from typing import Any
 
@@ -85,6 +85,61 @@ def inverse_time_decay(init_value: float, decay: float) -> optax.Schedule:
   if not 0 <= decay <= _MAX:
     raise ValueError(f'decay must not be negative, but finite, got {decay}.')
   return lambda count: init_value / (1 + decay * count)
+
+
+def cubic_sparsity(
+  final: float, begin: int, end: int, initial: float = 0.0
+) -> optax.Schedule:
+  r"""A share of zeros that rises fast at first and slowly at last.
+
+  .. math::
+
+    s(k) = s_f + (s_i - s_f) \left(1 - \frac{k - k_0}{k_1 - k_0}\right)^3
+
+  between `begin` :math:`k_0` and `end` :math:`k_1`, exactly `initial` before
+  and `final` after. While there are many weights to choose from many go at
+  once. For `mopt.prune_to_sparsity`, where 0 prunes nothing; with `every` more
+  than 1 the final share comes at the first pruning after `end` updates.
+
+  Args:
+    final: the share :math:`s_f` of zeros at the end, from 0 to 1.
+    begin: the number of updates where it starts to rise, >= 0.
+    end: the number of updates where it has risen, > `begin`.
+    initial: the share :math:`s_i` before, from 0 to 1.
+
+  Returns:
+    A schedule: a function from a count to a share.
+
+  Raises:
+    ValueError: for a share that is not from 0 to 1, a `begin` that is negative,
+      or an `end` that is not after it or not finite.
+
+  Examples:
+    >>> import mopt
+    >>> share = mopt.cubic_sparsity(0.9, begin=100, end=300)
+    >>> [round(float(share(k)), 4) for k in (0, 100, 200, 300, 400)]
+    [0.0, 0.0, 0.7875, 0.9, 0.9]
+
+  References:
+    Zhu and Gupta, `To prune, or not to prune: exploring the efficacy of pruning
+    for model compression <https://arxiv.org/abs/1710.01878>`_, 2017, equation
+    (1).
+  """
+  for name, share in (('final', final), ('initial', initial)):
+    if not 0 <= share <= 1:
+      raise ValueError(f'{name} must be a share from 0 to 1, got {share}.')
+  if not 0 <= begin <= _MAX:
+    raise ValueError(f'begin must be >= 0 and finite, got {begin}.')
+  if not begin < end <= _MAX:
+    raise ValueError(f'end must be > begin, {begin}, and finite, got {end}.')
+
+  def schedule(count):
+    rest = jnp.clip(1 - (count - begin) / (end - begin), 0, 1)
+    share = final + (initial - final) * rest**3
+    # Both ends without rounding.
+    return jnp.where(rest == 1, initial, share)
+
+  return schedule
 
 
 def by_epoch(

@@ -45,9 +45,9 @@ NUMERICS = (
 # its own, and nothing else of ours. Those of one line do not know each other.
 CORE_ROOMS = """
 alias elementwise
-aggregation per_example stacked
+aggregation per_example sparsity stacked
 local_gradients objectives pruning scalarizations schedules search
-min_norm pareto weightings.cones weightings.spectral
+min_norm pareto rules weightings.cones weightings.spectral
 weightings.by_loss weightings.learnt weightings.over_time weightings.stochastic
 weightings.bargaining weightings.conflict_averse
 weightings.adapters weightings.fixed weightings.robust weightings.surgery

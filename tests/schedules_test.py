@@ -1,5 +1,7 @@
-"""Learning-rate schedules against numbers worked out by hand."""
+"""Schedules against numbers worked out by hand."""
 
+from hypothesis import given
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,3 +136,52 @@ def test_schedules_are_learning_rates_of_optax_under_jit(schedule):
   expected = [-float(schedule(k)) for k in range(8)]
   np.testing.assert_allclose(updates[:, 0], expected, rtol=1e-6)
   assert len(set(expected)) > 1
+
+
+# -- Shares of zeros ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('count', 'share'),
+  # 0.2 + 0.7 * (1 - 0.5^3) = 0.8125, 0.9 - 0.7 * 0.75^3 = 0.6046875.
+  [(0, 0.2), (10, 0.2), (15, 0.6046875), (20, 0.8125), (30, 0.9), (99, 0.9)],
+)
+def test_the_cubic_share_is_that_of_the_paper(count, share):
+  schedule = mopt.cubic_sparsity(0.9, begin=10, end=30, initial=0.2)
+  assert float(schedule(count)) == pytest.approx(share, rel=1e-6)
+  found = float(jax.jit(schedule)(jnp.int32(count)))
+  assert found == pytest.approx(share, rel=1e-6)
+
+
+@given(
+  st.floats(0, 1, width=32),
+  st.floats(0, 1, width=32),
+  st.integers(0, 10_000),
+  st.integers(1, 10_000),
+)
+def test_the_ends_of_the_cubic_share_are_exact(final, initial, begin, steps):
+  end = begin + steps
+  schedule = mopt.cubic_sparsity(final, begin, end, initial)
+  for count in (0, begin, np.int32(begin)):
+    assert schedule(count) == np.float32(initial)
+  for count in (end, 2 * end, np.int32(end)):
+    assert schedule(count) == np.float32(final)
+  shares = schedule(np.linspace(begin, end, 20))
+  low, high = sorted([initial, final])
+  assert ((shares >= low - 1e-6) & (shares <= high + 1e-6)).all()
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'message'),
+  [
+    ({'final': 1.1}, 'final must be a share from 0 to 1, got 1.1'),
+    ({'initial': -0.1}, 'initial must be a share from 0 to 1, got -0.1'),
+    ({'final': np.nan}, 'final must be a share from 0 to 1, got nan'),
+    ({'begin': -1}, 'begin must be >= 0 and finite, got -1'),
+    ({'begin': 10}, 'end must be > begin, 10, and finite, got 10'),
+    ({'end': np.inf}, 'end must be > begin, 0, and finite, got inf'),
+  ],
+)
+def test_bad_cubic_shares_are_refused(kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    mopt.cubic_sparsity(**({'final': 0.9, 'begin': 0, 'end': 10} | kwargs))
