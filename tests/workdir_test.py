@@ -40,6 +40,7 @@ _OTHER = dict(
   compute_dtype='bfloat16',
   optimizer='sgd',
   objectives=('error', 'l2'),
+  weighting='upgrad',
   weights=((1.0, 1e-4), (1.0, 2e-4)),
   l1=(1e-4, 1e-3),
   scalarization='convex',
