@@ -112,7 +112,7 @@ print(pickle.loads(pickle.dumps(state)) == state)
   names, hidden, doc, doc_of_name = json.loads(found)
   assert names == sorted(mopt.__all__)
   assert not hidden
-  assert doc == mopt.__doc__
+  assert doc == inspect.getdoc(mopt)
   assert doc_of_name == inspect.getdoc(mopt.prune_by_magnitude)
   assert pickled == 'True'
 
