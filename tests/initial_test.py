@@ -418,6 +418,7 @@ def _log(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_begins_where_another_has_ended(call, here, net):
   args = [net, *_SMALL]
   code, _, err = call(*args, '--l1=1e-4', '--workdir=first')

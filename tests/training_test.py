@@ -508,6 +508,7 @@ def test_data_are_streamed_if_they_fill_half_of_the_memory(digits):
 _MOVED = dict(rotation=15.0, shift=0.1, flip=True)
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides_augmentation_and_dropout(digits):
   data = digits._replace(train=_take(digits.train, 128))
   # A weight so small that it is lost when gradients are added.
@@ -806,6 +807,7 @@ def test_nothing_turns_into_float64_with_x64(digits, optimizer, model):
   assert dtypes == {'float32', 'int32'}
 
 
+@pytest.mark.slow
 def test_an_epoch_with_x64_is_the_same(digits):
   """Seeds, order of the examples, and what is random in augmentation.
 
