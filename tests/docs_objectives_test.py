@@ -75,7 +75,7 @@ def test_the_page_runs_from_top_to_bottom(call, tmp_path, capsys):
 
 
 def test_what_the_page_names_is_there():
-  rows = re.findall(r'^\| `(\w+)(?::P)?` \| ', _PAGE, re.MULTILINE)
+  rows = re.findall(r'^\| `(\w+)(?::\w)?` \| ', _PAGE, re.MULTILINE)
   assert {name for name in rows if name in _PENALTIES} == set(_PENALTIES)
   for flag in re.findall(r'--(\w+)', _PAGE):
     assert flag in training.Config.__dataclass_fields__ or flag == 'workdir'
