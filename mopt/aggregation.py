@@ -124,7 +124,7 @@ def aggregate(
       of what comes out of `inner`. Steps of Adam are of one size whatever the
       gradients'. Raw weights that make up for short gradients, as those of
       `mopt.upgrad` do, are then too large: two quadratics of scales 10 and 0.1
-      diverged with them, and preconditioned ones got both down. But these stay
+      rose far with them, and preconditioned ones got both down. But these stay
       where directions cancel, as those of Adam do where all signs of two
       gradients are opposite, though both objectives could still improve. Raw
       ones with Adam inside may stop off the front, too: Pareto-stationary
