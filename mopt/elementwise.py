@@ -11,6 +11,7 @@ import optax
 
 from mopt.aggregation import check_stacked
 from mopt.checks import check_integer
+from mopt.objectives import as_float
 from mopt.weightings.weighting import Key
 
 
@@ -139,7 +140,7 @@ def trimmed_mean(
     )
 
   def trim(leaf):
-    wide = _at_least_float32(leaf)
+    wide = as_float(leaf)
     kept = jnp.sort(wide, axis=0)[count : m - count]
     return jnp.mean(kept, axis=0).astype(jnp.asarray(leaf).dtype)
 
@@ -154,7 +155,7 @@ def trimmed_mean(
 
 
 def _pick_a_sign(key: jax.Array, leaf: jax.Array) -> jax.Array:
-  wide = _at_least_float32(leaf)
+  wide = as_float(leaf)
   size = jnp.sum(jnp.abs(wide), axis=0)
   positive = jnp.sum(jnp.maximum(wide, 0), axis=0)
   negative = jnp.sum(jnp.minimum(wide, 0), axis=0)
@@ -165,11 +166,6 @@ def _pick_a_sign(key: jax.Array, leaf: jax.Array) -> jax.Array:
   # What is not finite would lose itself in a comparison.
   parts = jnp.where(jnp.isfinite(size), parts, jnp.nan)
   return parts.astype(jnp.asarray(leaf).dtype)
-
-
-def _at_least_float32(leaf: jax.Array) -> jax.Array:
-  leaf = jnp.asarray(leaf)
-  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def _check(name, updates, params, m):

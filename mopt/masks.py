@@ -149,9 +149,15 @@ def _kernels(params: PyTree, dense: bool) -> PyTree:
 
 def _layer(path: str) -> str | None:
   """The path of the layer whose kernel this is, `None` if it is no kernel."""
+  layer, name = split_layer(path)
+  return layer if name == 'kernel' else None
+
+
+def split_layer(path: str) -> tuple[str, str]:
+  """The path of the layer of a leaf, and the name of the leaf in there."""
   # A box has one leaf, its value: of Flax NNX, and of partitioned parameters.
   layer, _, name = path.removesuffix('/value').rpartition('/')
-  return layer if name == 'kernel' else None
+  return layer, name
 
 
 def resolve_mask(mask: Mask, tree: PyTree) -> PyTree:

@@ -18,6 +18,7 @@ from mopt.masks import is_integer
 from mopt.masks import Mask
 from mopt.masks import masked_leaves
 from mopt.masks import path_name
+from mopt.masks import split_layer
 from mopt.objectives import as_float
 from mopt.objectives import of_one_dtype
 from mopt.rules import check_leaves
@@ -275,11 +276,11 @@ def prune_units(
 
   def kept(weights, tau, due):
     norms = {
-      _split(x.path): _unit_norms(x.new) for x in weights if x.new.ndim > 1
+      split_layer(x.path): _unit_norms(x.new) for x in weights if x.new.ndim > 1
     }
 
     def keep(x):
-      layer, name = _split(x.path)
+      layer, name = split_layer(x.path)
       is_bias = name == 'bias'
       norm = norms[layer, 'kernel' if is_bias else name]
       is_kept = ~(norm < in_dtype(tau, norm.dtype))
@@ -444,19 +445,12 @@ def _unit_norms(x: jax.Array) -> jax.Array:
   )
 
 
-def _split(path: str) -> tuple[str, str]:
-  """The layer of a leaf, and its name in there."""
-  # A box has one leaf, its value: of Flax NNX, and of partitioned parameters.
-  layer, _, name = path.removesuffix('/value').rpartition('/')
-  return layer, name
-
-
 def _kernels(name: str, chosen: PyTree, params: PyTree) -> PyTree:
   """The mask of kernels among those that are chosen."""
 
   def is_kernel(path, leaf, is_chosen):
     is_weight = is_chosen and np.ndim(leaf) >= 2 and not is_integer(leaf)
-    return is_weight and _split(path_name(path))[1] != 'bias'
+    return is_weight and split_layer(path_name(path))[1] != 'bias'
 
   found = jax.tree_util.tree_map_with_path(is_kernel, params, chosen)
   leaves = masked_leaves(chosen, params)
@@ -472,12 +466,13 @@ def _kernels(name: str, chosen: PyTree, params: PyTree) -> PyTree:
 def _with_biases(kernels: PyTree, params: PyTree) -> PyTree:
   """The mask of kernels and of the biases beside them."""
   units = {
-    _split(path): np.shape(x)[-1] for path, x in masked_leaves(kernels, params)
+    split_layer(path): np.shape(x)[-1]
+    for path, x in masked_leaves(kernels, params)
   }
 
   def is_reached(path, leaf, is_kernel):
     path = path_name(path)
-    layer, name = _split(path)
+    layer, name = split_layer(path)
     count = units.get((layer, 'kernel')) if name == 'bias' else None
     if count is not None and np.shape(leaf) != (count,):
       raise ValueError(
